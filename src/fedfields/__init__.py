@@ -1,0 +1,1 @@
+"""fedfields: federated learning of neural fields, and what the updates reveal."""

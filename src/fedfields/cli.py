@@ -1,0 +1,412 @@
+"""The command line: ``fedfields run | adapt | audit | report | presets | check | demo``.
+
+Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
+``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
+its name as long as the rest is unique (``--gamma 0.5`` for ``--objective.gamma``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedfields.errors import UserError
+
+T = TypeVar("T")
+
+USAGE = """\
+fedfields: federated learning of neural fields
+
+  fedfields run PRESET [--data DIR] [axis:name ...] [--SETTING VALUE ...]   train, evaluate, report
+  fedfields adapt RUN SIGNAL      fit the run's initialisation to one picture or clip of your own
+  fedfields audit RUN             attack the uploads of a run with everything we know
+  fedfields report RUN [RUN ...]  one page that shows a run, or compares several
+  fedfields check DIR             what would be used of a folder, and what is wrong with the rest
+  fedfields presets               the presets and every part that has a name
+  fedfields demo                  photographs, four methods, one table (a few minutes)
+
+Each command explains itself with --help.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, 2 for something the user can put right, or 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _complain(text: str) -> None:
+    print(f"fedfields: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] in ("--version", "version"):
+        from importlib.metadata import version
+
+        print(version("fedfields"))
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        from fedfields.config import nearest
+
+        raise UserError(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+# --- run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes."""
+
+    out: Path | None = None
+    """Folder of the run; runs/PRESET by default."""
+
+    resume: bool = False
+    """Go on from the newest checkpoint in --out; ends bit-equal to an unbroken run."""
+
+    report: bool = True
+    """Write report.html at the end."""
+
+
+def _run(arguments: list[str]) -> int:
+    from fedfields.config import PRESETS, choose, preset
+
+    words, flags = _split(arguments)
+    names = [word for word in words if ":" not in word]
+    if not names and not flags.keys() & {"--resume", "--help"}:
+        raise UserError(f"which preset? choose from {', '.join(PRESETS)} (fedfields presets explains them)")
+    if len(names) > 1:
+        raise UserError(f"one preset at a time, found {' and '.join(names)}; choose parts as axis:name")
+    output, rest = _parse_some(Output, Output(), flags)
+    if output.resume and not names:
+        from fedfields.runtime.run import load_experiment
+
+        if output.out is None:
+            raise UserError("--resume needs --out RUN, the folder of the run to go on with")
+        experiment, name = load_experiment(output.out), _preset_of(output.out)
+    else:
+        name = names[0] if names else "maml"
+        experiment = preset(name)
+        if output.resume and output.out is not None and (output.out / "experiment.json").exists():
+            from fedfields.runtime.run import load_experiment
+
+            experiment = load_experiment(output.out)
+    for word in words:
+        axis, colon, member = word.partition(":")
+        if colon:
+            experiment = choose(experiment, axis, member)
+    experiment = _parse(type(experiment), experiment, rest, f"fedfields run {name}", _RUN_HELP)
+
+    from fedfields.runtime.run import default_folder
+
+    return _train(experiment, output.out or default_folder(name), name, output)
+
+
+_RUN_HELP = """Train a preset where the data lies, judge quality and privacy, write a run folder with a report.
+Parts are chosen as axis:name (see fedfields presets), e.g. fedfields run fedmenf strategy:fednova privacy:noise.
+Flags may be shortened to their unique ending: --gamma, --inner.lr, --local.lr, --data DIR (for --data.path).
+--out DIR, --resume and --no-report say where the result goes."""
+
+
+def _preset_of(folder: Path) -> str:
+    from fedfields.store import read_json
+
+    return str(read_json(folder / "experiment.json").get("preset", ""))
+
+
+def _train(experiment: Any, folder: Path, name: str, output: Output) -> int:
+    from fedfields.runtime.run import Interrupted, run
+    from fedfields.terminal import console, progress, show_summary, warn
+
+    try:
+        with progress(name, experiment.rounds) as on_round:
+            summary = run(experiment, folder, name=name, resume=output.resume, on_round=on_round, warn=warn)
+    except Interrupted as stop:
+        _complain(str(stop))
+        return 130
+    show_summary({name: summary})
+    if output.report:
+        from fedfields.report import write_report
+
+        console.print(f"report: {write_report([folder], folder / 'report.html')}", soft_wrap=True)
+    return 0
+
+
+# --- adapt, audit, report, check, presets, demo -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AdaptFlags:
+    """What beside the adaptation's settings can be said."""
+
+    out: Path | None = None
+    """Folder for the result; RUN/adapted/NAME by default."""
+
+
+def _adapt(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    if "--help" not in flags and len(words) != 2:
+        raise UserError(f"fedfields adapt needs RUN and SIGNAL (a picture or a clip), found {len(words)} of them")
+    from fedfields.adaptation import Adaptation
+
+    output, rest = _parse_some(AdaptFlags, AdaptFlags(), flags)
+    base = Adaptation()
+    if "--help" not in flags:
+        from fedfields.runtime.run import load_experiment
+
+        base = load_experiment(Path(words[0])).adaptation
+    about = "Fit the run's initialisation to a picture or clip of your own; compares it with a random start."
+    settings = _parse(Adaptation, base, rest, "fedfields adapt RUN SIGNAL", about)
+
+    from fedfields.runtime.personal import personalise
+    from fedfields.terminal import show_adaptation
+
+    show_adaptation(personalise(Path(words[0]), Path(words[1]), settings, output.out))
+    return 0
+
+
+def _audit(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    if "--help" not in flags and len(words) != 1:
+        raise UserError(f"fedfields audit needs one RUN, found {len(words)}")
+    from fedfields.audit.settings import AuditSettings
+
+    about = "Attack the uploads that a run kept (rounds with an evaluation) and write audit.json, pictures, report."
+    settings = _parse(AuditSettings, AuditSettings(), flags, "fedfields audit RUN", about)
+
+    from fedfields.report import write_report
+    from fedfields.runtime.audit_run import audit_run
+    from fedfields.terminal import console, show_audit, steps_progress
+
+    folder = Path(words[0])
+    with steps_progress("audit") as advance:
+        result = audit_run(folder, settings, advance)
+    show_audit(result)
+    console.print(f"report: {write_report([folder], folder / 'report.html')}", soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """Where the page goes."""
+
+    out: Path | None = None
+    """File of the page; RUN/report.html for one run, report.html here for several."""
+
+
+def _report(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    settings = _parse(ReportFlags, ReportFlags(), flags, "fedfields report RUN [RUN ...]", "One page about runs.")
+    if not words:
+        raise UserError("fedfields report needs at least one RUN, a folder made by fedfields run")
+    from fedfields.report import write_report
+
+    runs = [Path(word) for word in words]
+    out = settings.out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    print(write_report(runs, out))
+    return 0
+
+
+def _check(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    from fedfields.scenes.data import Data
+
+    path = Path(words[0]) if words else None
+    if "--help" not in flags and len(words) != 1:
+        raise UserError(f"fedfields check needs one DIR, found {len(words)}")
+    about = "What of a folder would be used, who would own it, and what is wrong with the rest."
+    base = dataclasses.replace(Data(), path=path)
+    data = _parse(Data, base, flags, "fedfields check DIR", about)
+    from fedfields.scenes.check import check
+    from fedfields.terminal import console
+
+    return 1 if check(data, console) else 0
+
+
+def _presets(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    if words or flags.keys() - {"--help"}:
+        raise UserError("fedfields presets takes no arguments")
+    from fedfields.terminal import show_presets
+
+    show_presets()
+    return 0
+
+
+@dataclass(frozen=True)
+class DemoFlags:
+    """Where the demonstration goes."""
+
+    out: Path = Path("runs/demo")
+    """Folder for its runs; what an earlier demonstration left there is replaced."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+
+def _demo(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    if words not in ([], ["images"]):
+        raise UserError(f"there is one demonstration, 'images'; found {' '.join(words)}")
+    about = "Four methods on the photographs inside scikit-image: a table, and a report to open."
+    settings = _parse(DemoFlags, DemoFlags(), flags, "fedfields demo", about)
+    from fedfields.demo import demo
+
+    return demo(settings.out, settings.seed)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "adapt": _adapt,
+    "audit": _audit,
+    "report": _report,
+    "check": _check,
+    "presets": _presets,
+    "demo": _demo,
+}
+
+
+# --- flags --------------------------------------------------------------------------------------------------
+
+Flags = dict[str, str | None]
+"""Flags in the order given; None for a flag without a value."""
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
+    """Words and flags of a command line; ``--flag=value`` and ``--flag value`` are the same."""
+    words: list[str] = []
+    flags: Flags = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if re.match(r"--?[A-Za-z]", argument):
+            name, equals, value = argument.partition("=")
+            name = "--help" if name == "-h" else name.replace("_", "-")
+            flags[name] = value if equals else None
+            waiting = None if equals or name in SWITCHES or name.startswith("--no-") else name
+        elif waiting is not None:
+            flags[waiting] = argument
+            waiting = None
+        else:
+            words.append(argument)
+    return words, flags
+
+
+SWITCHES = {"--help", "--resume", "--report"}
+"""Flags of the commands themselves that take no value; switches among the settings stand last or take true/false."""
+
+
+def _parse_some(kind: type[T], default: T, flags: Flags) -> tuple[T, Flags]:
+    """Takes the flags that ``kind`` knows; the others are returned."""
+    known = set(_flag_types(default))
+    own = {name: value for name, value in flags.items() if name.replace("--no-", "--") in known}
+    rest = {name: value for name, value in flags.items() if name not in own}
+    return _parse(kind, default, own, "fedfields", ""), rest
+
+
+def _parse(kind: type[T], default: T, flags: Flags, prog: str, about: str) -> T:
+    """The settings with the flags applied; ``--help`` prints them all and exits.
+
+    Raises:
+        UserError: an unknown flag (with the nearest known one) or a value that does not fit.
+    """
+    import tyro
+
+    options: dict[str, Any] = {"prog": prog, "description": about, "config": (tyro.conf.AvoidSubcommands,)}
+    if "--help" in flags:
+        tyro.cli(kind, default=default, args=["--help"], **options)
+    known = _flag_types(default)
+    line: list[str] = []
+    for given, value in flags.items():
+        line += _tyro_words(*_resolve(given, known), value)
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured):
+            return tyro.cli(kind, default=default, args=line, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except SystemExit as stop:
+        raise UserError(_one_line(captured.getvalue()) or "the flags make no sense") from stop
+
+
+def _flag_types(default: Any, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of nested dataclass values, with the value it has by default."""
+    flags: dict[str, Any] = {}
+    for field in dataclasses.fields(default):
+        value, name = getattr(default, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags |= _flag_types(value, f"{name}.")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                flags |= _flag_types(item, f"{name}.{i}.")
+        else:
+            flags[name] = value
+    return flags
+
+
+def _resolve(given: str, known: dict[str, Any]) -> tuple[str, Any, bool]:
+    """The whole name of a flag that may be shortened to its unique ending, its default, and whether it says "no"."""
+    negated = given.startswith("--no-") and given not in known
+    ending = "--" + given.removeprefix("--no-") if negated else given
+    if ending == "--data" and "--data.path" in known:
+        ending = "--data.path"
+    if ending in known:
+        return ending, known[ending], negated
+    matches = [name for name in known if name.endswith("." + ending.removeprefix("--"))]
+    if len(matches) == 1:
+        return matches[0], known[matches[0]], negated
+    if matches:
+        raise UserError(f"{given} could be {' or '.join(matches)}; write more of its name")
+    import difflib
+
+    endings = {name.rsplit(".", 1)[-1].removeprefix("--"): name for name in known}
+    close = difflib.get_close_matches(ending, list(known), n=1, cutoff=0.6) or [
+        endings[match]
+        for match in difflib.get_close_matches(ending.removeprefix("--").rsplit(".", 1)[-1], list(endings), n=1)
+    ]
+    hint = f"did you mean {close[0]}?" if close else "--help lists them all"
+    raise UserError(f"there is no setting {given}; {hint}")
+
+
+def _tyro_words(name: str, default: Any, negated: bool, value: str | None) -> list[str]:
+    """One flag as tyro wants it: switches have no value but a --no- form."""
+    if isinstance(default, bool):
+        said = {"true": True, "yes": True, "1": True, None: True, "false": False, "no": False, "0": False}
+        if (value.lower() if value else value) not in said:
+            raise UserError(f"{name} is {value}; it is a switch: true or false")
+        if said[value.lower() if value else value] != negated:
+            return [name]
+        head, _, last = name.rpartition(".")
+        return [f"{head}.no-{last}" if head else f"--no-{last.removeprefix('--')}"]
+    if value is None:
+        raise UserError(f"{name} needs a value; it is {default} by default")
+    return [name, value]
+
+
+def _one_line(boxed: str) -> str:
+    """The text of an error that was drawn in a box, without the help that follows it."""
+    text = re.sub(r"[─│╭╮╰╯═]", " ", boxed)
+    text = re.split(r"Argument helptext:|For full helptext", text)[0]
+    words = re.sub(r"-{4,}", " ", text).split()
+    return " ".join(words).removeprefix("Value error ").removeprefix("Parsing error ")

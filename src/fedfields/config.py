@@ -1,0 +1,292 @@
+"""An experiment as one value, the table of all members, and the presets: named combinations of parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from fedfields.adaptation import Adaptation
+from fedfields.errors import UserError
+from fedfields.federation import Local, Method
+from fedfields.fields import FourierMlp, Siren
+from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
+from fedfields.optim import Adam, Sgd
+from fedfields.privacy import Noise, Surrogate, Transform
+from fedfields.scenes.data import Data
+from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Robust, Scaffold, Strategy
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the result of a run."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    """Whose pictures, and who owns which."""
+
+    field: Siren | FourierMlp = dataclasses.field(default_factory=lambda: Siren(width=64, depth=3))
+    """The network that stands for a picture."""
+
+    objective: Objective = dataclasses.field(default_factory=Maml)
+    """What a client follows."""
+
+    local: Local = dataclasses.field(default_factory=lambda: Local(steps=2, lr=0.03))
+    """Local training in one visit."""
+
+    strategy: Strategy = dataclasses.field(default_factory=FedAvg)
+    """What the server does with the sum."""
+
+    privacy: tuple[Transform, ...] = ()
+    """What protects a client, in this order."""
+
+    adaptation: Adaptation = dataclasses.field(default_factory=Adaptation)
+    """How owners fit the field to a signal afterwards, and how the result is judged."""
+
+    rounds: int = 200
+    """Number of rounds R; 0 judges the random initialisation."""
+
+    cohort: int = 5
+    """Clients in a round, M; all of them if there are fewer."""
+
+    weighting: Literal["uniform", "size"] = "uniform"
+    """A client's weight in the sum: one, or its number of training signals (the official FedMeNF code)."""
+
+    evaluate_every: int = 50
+    """Rounds between evaluations of quality and privacy; the first and the last round are always evaluated."""
+
+    checkpoint_every: int = 25
+    """Rounds between checkpoints; the last round always leaves one."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    workers: int = 0
+    """Worker processes; 0 decides after timing the first visit. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("rounds", 0),
+            ("cohort", 1),
+            ("evaluate_every", 1),
+            ("checkpoint_every", 1),
+            ("workers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
+            raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
+        least = getattr(self.strategy, "least", 1)
+        if self.cohort < least:
+            raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
+
+    @property
+    def method(self) -> Method:
+        """The parts that make the federated method."""
+        return Method(self.objective, self.local, self.strategy, self.privacy)
+
+
+_MAML = Maml(Inner(steps=8, lr=0.1, batch=1024))
+_FOMAML = dataclasses.replace(_MAML, first_order=True)
+
+OBJECTIVES: dict[str, Objective] = {
+    "fit": Fit(batch=1024),
+    "maml": _MAML,
+    "fomaml": _FOMAML,
+    "reptile": Reptile(Inner(steps=8, lr=0.1, batch=1024)),
+    "menf": MeNF(_MAML),
+    "meta-nsgd": Reptile(Inner(steps=20, lr=0.1, batch=1024, proximal=0.4), scale=0.4),
+    "projected": Projected(_MAML),
+    "antithetic": Antithetic(_MAML),
+    "proximal": Proximal(_MAML),
+}
+
+STRATEGIES: dict[str, Strategy] = {
+    "fedavg": FedAvg(),
+    "fedavgm": FedAvg(momentum=0.9),
+    "fedprox": FedAvg(),
+    "fednova": FedNova(),
+    "fedexp": FedExp(),
+    "fedacg": FedAcg(),
+    "fedadam": FedOpt("adam"),
+    "fedyogi": FedOpt("yogi"),
+    "fedadagrad": FedOpt("adagrad"),
+    "scaffold": Scaffold(),
+    "median": Robust("median"),
+    "trimmed-mean": Robust("trimmed-mean"),
+    "krum": Robust("krum"),
+}
+
+PULLS = {"fedprox": 0.1, "fedacg": 1e-3}
+"""Strategies whose clients also add ``mu (w - anchor)``: the objective is wrapped in ``Proximal``."""
+
+PRIVACY: dict[str, Transform] = {
+    "noise": Noise(),
+    "surrogate": Surrogate("own"),
+    "public-surrogate": Surrogate("public"),
+}
+
+FIELDS: dict[str, Siren | FourierMlp] = {
+    "siren": Siren(width=64, depth=3),
+    "fourier-mlp": FourierMlp(width=64),
+}
+
+OPTIMIZERS: dict[str, Sgd | Adam] = {"sgd": Sgd(), "momentum": Sgd(momentum=0.9), "adam": Adam()}
+
+AXES: dict[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVES,
+    "strategy": STRATEGIES,
+    "privacy": PRIVACY,
+    "field": FIELDS,
+    "local-optimizer": OPTIMIZERS,
+    "adapt-optimizer": OPTIMIZERS,
+}
+"""Every choice that has a name, by axis: ``strategy:fednova`` on the command line."""
+
+PRESETS: dict[str, tuple[Experiment, str]] = {}
+"""Experiments by name, each with a line that says what it is."""
+
+
+def _preset(name: str, about: str, **changes: Any) -> None:
+    PRESETS[name] = (Experiment(**changes), about)
+
+
+_preset("local", "no federation: every owner starts from the random initialisation", rounds=0)
+_preset(
+    "maml",
+    "MAML with FedAvg: best quality of the classical methods, uploads give pictures away",
+    objective=_MAML,
+)
+_preset("fomaml", "MAML without second derivatives: three times cheaper", objective=_FOMAML)
+_preset(
+    "reptile",
+    "Reptile with FedAvg: cheap, and the uploads give pictures away most of all",
+    objective=OBJECTIVES["reptile"],
+    local=Local(steps=2, lr=0.5),
+)
+_preset(
+    "meta-nsgd",
+    "meta-NSGD (Zhou and Bassily 2022): proximal task gradients, clipped and noised by the client",
+    objective=OBJECTIVES["meta-nsgd"],
+    local=Local(steps=1, lr=0.7, clip=1.0),
+    privacy=(Noise(clip=0.7, ratio=1.0),),
+)
+_preset(
+    "fedmenf",
+    "FedMeNF (ICCV 2025), the faithful loss L(phi_K) - gamma L(w); see README for what it does not hide",
+    objective=MeNF(_MAML, gamma=0.75),
+    local=Local(steps=2, lr=5e-5),
+)
+_preset(
+    "surrogate",
+    "MAML on textures with ten statistics of each picture: the picture itself is not in the uploads",
+    objective=_MAML,
+    privacy=(Surrogate("own"),),
+)
+_preset(
+    "public",
+    "MAML on textures from public ranges: nothing about any picture is in the uploads",
+    objective=_MAML,
+    privacy=(Surrogate("public"),),
+)
+_preset(
+    "noised",
+    "MAML, each update clipped and hidden in Gaussian noise by its owner",
+    objective=_MAML,
+    privacy=(Noise(clip=0.3, ratio=10.0),),
+)
+_preset("projected", "experimental: MAML without its component along grad L(w)", objective=Projected(_MAML))
+_preset(
+    "antithetic",
+    "experimental: MAML averaged over the picture and its mirror image",
+    objective=Antithetic(_MAML),
+)
+
+
+def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
+    """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
+
+    Raises:
+        UserError: no such axis or member; the line names the nearest ones.
+    """
+    if axis not in AXES:
+        raise UserError(f"there is no axis '{axis}'; {nearest(axis, AXES)}")
+    key = name.lower().replace("_", "-")
+    squeezed = {member.replace("-", ""): member for member in AXES[axis]}
+    key = squeezed.get(key.replace("-", ""), key)
+    if key not in AXES[axis]:
+        raise UserError(f"there is no {axis} '{name}'; {nearest(key, AXES[axis])}")
+    member = AXES[axis][key]
+    if axis == "privacy":
+        return dataclasses.replace(experiment, privacy=(*experiment.privacy, member))
+    if axis == "local-optimizer":
+        return dataclasses.replace(experiment, local=dataclasses.replace(experiment.local, optimizer=member))
+    if axis == "adapt-optimizer":
+        adaptation = dataclasses.replace(experiment.adaptation, optimizer=member)
+        return dataclasses.replace(experiment, adaptation=adaptation)
+    experiment = dataclasses.replace(experiment, **{axis: member})
+    if axis == "strategy" and key in PULLS:
+        return dataclasses.replace(experiment, objective=Proximal(experiment.objective, PULLS[key]))
+    return experiment
+
+
+def preset(name: str) -> Experiment:
+    """The preset of this name; a typo is one clear line."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+    return PRESETS[name][0]
+
+
+def nearest(word: str, choices: Mapping[str, Any]) -> str:
+    """ "did you mean X? (choices: ...)" for a word that is not among the choices."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    listed = "choose from " + ", ".join(choices)
+    return f"did you mean '{close[0]}'? ({listed})" if close else listed
+
+
+CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        *(Experiment, Data, Siren, FourierMlp, Local, Adaptation, Inner, Sgd, Adam),
+        *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
+        *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
+        *(Noise, Surrogate),
+    )
+}
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as plain JSON values; dataclasses carry their name under "type"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(value: Any, where: str = "experiment") -> Any:
+    """The inverse of :func:`to_json`; only the classes of this library are ever built.
+
+    Raises:
+        UserError: an unknown type or field, or a value that its class refuses.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item, where) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = CLASSES.get(str(value.get("type")))
+    if kind is None:
+        raise UserError(f"{where} has a part of unknown type {value.get('type')!r}; was it made by a newer version?")
+    hints = get_type_hints(kind)
+    given = {key: from_json(item, f"{where}.{key}") for key, item in value.items() if key != "type"}
+    try:
+        for key in given.keys() & hints.keys():
+            if Path in (hints[key], *get_args(hints[key])) and given[key] is not None:
+                given[key] = Path(given[key])
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} cannot be read: {error}") from error

@@ -1,0 +1,240 @@
+"""The whole protocol: a client's visit, and how a server closes a round.
+
+Every runtime calls these two functions and moves what they return; nothing here knows what the model is, who
+called, or how messages travel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedfields import tree
+from fedfields.lazy import torch
+from fedfields.objectives.base import Objective
+from fedfields.objectives.meta import Maml
+from fedfields.optim import Adam, Sgd
+from fedfields.privacy.base import Transform
+from fedfields.seeds import generator
+from fedfields.strategies.averaging import FedAvg
+from fedfields.strategies.base import Outcome, Strategy
+from fedfields.types import Client, Loss, Memory, Metrics, Params, Report, Task, Visit
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+
+@dataclass(frozen=True)
+class Local:
+    """Local training in one visit: E outer steps, each on one of the client's tasks chosen at random."""
+
+    steps: int = 1
+    """Outer steps E in one visit."""
+
+    per_task: bool = False
+    """Multiply the steps by the client's number of tasks, as the official FedMeNF code does by default."""
+
+    lr: float = 5e-5
+    """Outer step size (lambda_o)."""
+
+    clip: float = 5.0
+    """Largest norm of an outer gradient; 0 never clips."""
+
+    optimizer: Sgd | Adam = field(default_factory=Sgd)
+    """The optimiser that takes the outer steps."""
+
+    keep_state: bool = False
+    """Keep the optimiser's state at the client between visits (FedNeRF does)."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"local.steps is {self.steps}; a visit needs at least one outer step")
+        if self.lr <= 0:
+            raise ValueError(f"local.lr is {self.lr}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated method: the parts of which every member of the table of methods is a combination."""
+
+    objective: Objective = field(default_factory=Maml)
+    local: Local = field(default_factory=Local)
+    strategy: Strategy = field(default_factory=FedAvg)
+    privacy: tuple[Transform, ...] = ()
+
+    def client_init(self, params: Params) -> Memory:
+        """What a client remembers before its first visit."""
+        return self.strategy.client_init(params)
+
+
+class ServerState(NamedTuple):
+    """All that a server remembers between rounds."""
+
+    params: Params
+    memory: Memory
+    round: int = 0
+
+
+class Reply(NamedTuple):
+    """What comes back from a visit: the report travels, the rest stays on the owner's machine.
+
+    Attributes:
+        report: what leaves the client.
+        memory: what the client keeps for its next visit.
+        metrics: figures about local training.
+        steps: outer steps taken.
+    """
+
+    report: Report
+    memory: Memory
+    metrics: Metrics
+    steps: int
+
+
+class Rejected(ValueError):
+    """A report that must not touch the sum; the text says why."""
+
+
+def start_server(strategy: Strategy, params: Params) -> ServerState:
+    """The state before the first round."""
+    return ServerState(params, strategy.init(params))
+
+
+def visit(
+    method: Method,
+    client: Client,
+    loss: Loss,
+    received: Memory,
+    memory: Memory,
+    *,
+    seed: int,
+    round: int,
+    weight: float = 1.0,
+    step_share: float = 1.0,
+) -> Reply:
+    """One client's part in one round.
+
+    Args:
+        method: objective, local training, strategy and privacy.
+        client: the owner, already prepared by the transforms (see :func:`prepare`).
+        loss: the seam.
+        received: what the server broadcast; ``received["params"]`` is where the client starts.
+        memory: what the client kept from its last visit.
+        seed: of the run; all randomness of the visit comes from (seed, round, client name).
+        round: number of the round, from 1.
+        weight: p_k, the client's weight in the sum.
+        step_share: N / (R E M), see :class:`fedfields.types.Visit`.
+    """
+    local, start = method.local, received["params"]
+    random = generator(seed, "visit", round, client.name)
+    context = Visit(start, random, local.lr, step_share)
+    steps = local.steps * (len(client.train) if local.per_task else 1)
+    kept = {key[6:]: value for key, value in memory.items() if key.startswith("optim.")}
+    state = kept if local.keep_state and kept else local.optimizer.init(start)
+    params, totals = start, {}
+    for _ in range(steps):
+        task = realise(pick(client.train, random), random)
+        estimate = method.objective.estimate(params, task, loss, context)
+        size = float(tree.norm(estimate.grads))
+        grads = method.strategy.correct(tree.clip(estimate.grads, local.clip), received, memory)
+        params, state = local.optimizer.step(params, grads, state, local.lr)
+        for name, value in (estimate.metrics | {"gradient_norm": size}).items():
+            totals[name] = totals.get(name, 0.0) + value / steps
+    report, memory = method.strategy.report(Outcome(start, params, steps, local.lr, weight), received, dict(memory))
+    if local.keep_state:
+        memory |= {f"optim.{key}": value for key, value in state.items()}
+    totals["update_norm"] = float(tree.norm(report["delta"])) / float(report["stats"]["weight"])
+    secret = generator(seed, "protect", round, client.name)
+    for transform in method.privacy:
+        report = transform.client(report, secret)
+    return Reply(report, memory, totals, steps)
+
+
+def pick(tasks: Sequence[Task], random: Generator) -> Task:
+    """One of the tasks, uniformly."""
+    if len(tasks) == 1:
+        return tasks[0]
+    return tasks[int(torch.randint(len(tasks), (1,), generator=random))]
+
+
+def realise(task: Task, random: Generator) -> Task:
+    """The task itself, or, if its signal is a source of random signals, a new one drawn from it."""
+    make = getattr(task.support, "realise", None)
+    if make is None:
+        return task
+    signal = make(random)
+    return Task(signal, signal, task.name)
+
+
+def prepare(privacy: Sequence[Transform], client: Client, *, seed: int) -> Client:
+    """What the client trains on under these transforms; done once, on the owner's machine."""
+    for transform in privacy:
+        client = transform.prepare(client, generator(seed, "prepare", client.name))
+    return client
+
+
+def sample_cohort(clients: int, size: int, *, seed: int, round: int) -> list[int]:
+    """Indices of the round's clients, without replacement, in ascending order (the order of the sum)."""
+    order = torch.randperm(clients, generator=generator(seed, "cohort", round))
+    return sorted(order[: min(size, clients)].tolist())
+
+
+def validate(report: Report, like: Report, max_weight: float) -> None:
+    """Raises :class:`Rejected` unless the report has the shape of ``like``, is finite, and has a weight in range."""
+    if set(report) != set(like):
+        raise Rejected(f"its parts are {sorted(report)}, not {sorted(like)}")
+    for name, part in like.items():
+        if set(report[name]) != set(part):
+            raise Rejected(f"the keys of its {name} are not the model's")
+        for key, leaf in part.items():
+            found = report[name][key]
+            if found.shape != leaf.shape or found.dtype != leaf.dtype:
+                raise Rejected(
+                    f"{name}/{key} is {list(found.shape)} {found.dtype}, not {list(leaf.shape)} {leaf.dtype}"
+                )
+            # One number of a finite tensor is finite unless it overflows: look closer only then.
+            if not math.isfinite(float(found.sum())) and not bool(torch.isfinite(found).all()):
+                raise Rejected(f"{name}/{key} is not finite: the client's training diverged")
+    weight = float(report["stats"]["weight"])
+    if not 0 < weight <= max_weight:
+        raise Rejected(f"its weight is {weight:g}, not in (0, {max_weight:g}]")
+
+
+def close_round(
+    method: Method, state: ServerState, reports: Iterable[Report], clients: int
+) -> tuple[ServerState, Metrics]:
+    """The server's part in one round: sum the reports as they come, undo the transforms in reverse, apply.
+
+    Args:
+        method: as for the visits.
+        state: before the round.
+        reports: valid reports, in a fixed order; each is dropped as soon as it is in the sum.
+        clients: N, the size of the federation.
+
+    Returns:
+        The next state and figures about the step. With no report at all the weights stay as they are.
+    """
+    strategy = method.strategy
+    total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
+    if not total:
+        return state._replace(round=state.round + 1), {}
+    for transform in reversed(method.privacy):
+        total = transform.server(total)
+    params, memory, metrics = strategy.apply(state.params, state.memory, total, clients)
+    metrics["step_norm"] = float(tree.norm(tree.sub(params, state.params)))
+    return ServerState(params, memory, state.round + 1), metrics
+
+
+def _sum(reports: Iterable[Report]) -> Report:
+    """Sum of reports in float64, one accumulator; empty if there are none."""
+    total: Report = {}
+    for report in reports:
+        if not total:
+            total = {name: tree.tree_map(lambda leaf: leaf.double().clone(), part) for name, part in report.items()}
+            continue
+        for name, part in report.items():
+            for key, leaf in part.items():
+                total[name][key] += leaf
+    return total

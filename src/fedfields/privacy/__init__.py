@@ -1,0 +1,6 @@
+"""What stands between a client's data and the sum: transforms, applied in order and undone in reverse."""
+
+from fedfields.privacy.base import Transform as Transform
+from fedfields.privacy.base import clip_report as clip_report
+from fedfields.privacy.noise import Noise as Noise
+from fedfields.privacy.surrogate import Surrogate as Surrogate

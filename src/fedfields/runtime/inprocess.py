@@ -1,0 +1,230 @@
+"""Rounds in one process (or a few worker processes): deterministic, and nothing between method and arithmetic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from fedfields import tree
+from fedfields.errors import UserError
+from fedfields.federation import (
+    Method,
+    Rejected,
+    Reply,
+    ServerState,
+    close_round,
+    sample_cohort,
+    start_server,
+    validate,
+    visit,
+)
+from fedfields.runtime.pool import Failed, Pool, one_thread
+from fedfields.strategies.base import Outcome
+from fedfields.types import Client, Loss, Memory, Params, Report
+
+
+class Context(NamedTuple):
+    """What every job needs; sent to each worker process once."""
+
+    method: Method
+    clients: tuple[Client, ...]
+    loss: Loss
+
+
+class Round(NamedTuple):
+    """What one round did.
+
+    Attributes:
+        state: the server's state after it.
+        memories: what each client of the federation keeps, by index.
+        received: what was broadcast.
+        replies: accepted replies by client index.
+        record: figures of the round, ready for ``metrics.jsonl``.
+    """
+
+    state: ServerState
+    memories: dict[int, Memory]
+    received: Memory
+    replies: dict[int, Reply]
+    record: dict
+
+
+class Settings(NamedTuple):
+    """How rounds are run, beside the method."""
+
+    rounds: int
+    cohort: int
+    seed: int = 0
+    weights: Sequence[float] | None = None
+
+
+def train(
+    method: Method,
+    clients: Sequence[Client],
+    loss: Loss,
+    params: Params,
+    *,
+    rounds: int,
+    cohort: int,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+    workers: int = 1,
+    on_round: Callable[[Round], None] | None = None,
+) -> Params:
+    """Federated training of any model: the whole thing in one call.
+
+    Args:
+        method: objective, local training, strategy, privacy.
+        clients: the owners; each needs at least one training task.
+        loss: ``(params, batch) -> scalar``.
+        params: where to start.
+        rounds: R.
+        cohort: M clients in each round, sampled without replacement.
+        seed: of everything random.
+        weights: p_k of each client; one by default.
+        workers: processes; 0 decides by timing, 1 none. More than one needs a loss that can be pickled.
+        on_round: called after every round.
+
+    Returns:
+        The global weights after the last round.
+    """
+    settings = Settings(rounds, cohort, seed, weights)
+    context = Context(method, tuple(clients), loss)
+    state = start_server(method.strategy, params)
+    with Pool(context, workers, ahead=rounds * cohort) as pool:
+        for step in run_rounds(context, settings, state, {}, pool):
+            state = step.state
+            if on_round:
+                on_round(step)
+    return state.params
+
+
+def run_rounds(
+    context: Context,
+    settings: Settings,
+    state: ServerState,
+    memories: dict[int, Memory],
+    pool: Pool,
+) -> Iterator[Round]:
+    """Yields every round after ``state.round`` up to ``settings.rounds``."""
+    initial = context.method.client_init(state.params)
+    form = expected(context.method, state.params)
+    while state.round < settings.rounds:
+        step = run_round(context, settings, state, memories, initial, form, pool)
+        state, memories = step.state, step.memories
+        yield step
+
+
+def run_round(
+    context: Context,
+    settings: Settings,
+    state: ServerState,
+    memories: dict[int, Memory],
+    initial: Memory,
+    form: Report,
+    pool: Pool,
+) -> Round:
+    """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
+    started = time.perf_counter()
+    method, clients, number = context.method, context.clients, state.round + 1
+    cohort = sample_cohort(len(clients), settings.cohort, seed=settings.seed, round=number)
+    received = method.strategy.broadcast(state.params, state.memory)
+    steps = method.local.steps * settings.rounds * len(cohort)
+    jobs = [
+        (
+            i,
+            received,
+            memories.get(i, initial),
+            settings.seed,
+            number,
+            _weight(settings, i),
+            len(clients) / steps,
+        )
+        for i in cohort
+    ]
+    replies: dict[int, Reply] = {}
+    dropped: list[dict[str, str]] = []
+
+    def accepted() -> Iterator[Report]:
+        """Reports as they come, in the order of the cohort, without the bad ones."""
+        for i, reply in zip(cohort, pool.map(visit_job, jobs), strict=True):
+            try:
+                if isinstance(reply, Failed):
+                    raise Rejected(str(reply))
+                validate(reply.report, form, max_weight=max(1.0, _weight(settings, i)))
+            except Rejected as reason:
+                dropped.append({"client": clients[i].name, "reason": str(reason)})
+                continue
+            replies[i] = reply
+            yield reply.report
+
+    with one_thread():
+        state, figures = close_round(method, state, accepted(), len(clients))
+    if not replies:
+        _refuse_empty(number, dropped)
+    memories = memories | {i: reply.memory for i, reply in replies.items()}
+    record = {
+        "round": number,
+        **_means([reply.metrics for reply in replies.values()]),
+        **figures,
+        "cohort": [clients[i].name for i in cohort],
+        "dropped": dropped,
+        "bytes_down": tree.nbytes(received.values()) * len(cohort),
+        "bytes_up": sum(tree.nbytes(reply.report.values()) for reply in replies.values()),
+        "seconds": time.perf_counter() - started,
+    }
+    return Round(state, memories, received, replies, record)
+
+
+def visit_job(
+    context: Context,
+    index: int,
+    received: Memory,
+    memory: Memory,
+    seed: int,
+    number: int,
+    weight: float,
+    share: float,
+) -> Reply:
+    """A client's visit, wherever it runs."""
+    client = context.clients[index]
+    return visit(
+        context.method,
+        client,
+        context.loss,
+        received,
+        memory,
+        seed=seed,
+        round=number,
+        weight=weight,
+        step_share=share,
+    )
+
+
+def expected(method: Method, params: Params) -> Report:
+    """The form of a report: what a client that did not move would send."""
+    strategy = method.strategy
+    received = strategy.broadcast(params, strategy.init(params))
+    outcome = Outcome(received["params"], received["params"], 1, method.local.lr, 1.0)
+    return strategy.report(outcome, received, strategy.client_init(params))[0]
+
+
+def _refuse_empty(number: int, dropped: list[dict[str, str]]) -> None:
+    """A round in which every client fails will not get better by itself."""
+    first = dropped[0]
+    raise UserError(
+        f"round {number}: all {len(dropped)} clients of the round failed; {first['client']}: {first['reason']}"
+    )
+
+
+def _weight(settings: Settings, index: int) -> float:
+    return 1.0 if settings.weights is None else float(settings.weights[index])
+
+
+def _means(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each figure over the clients that report it."""
+    names = dict.fromkeys(name for one in metrics for name in one)
+    return {
+        name: sum(values) / len(values) for name in names if (values := [one[name] for one in metrics if name in one])
+    }

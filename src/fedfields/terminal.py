@@ -1,0 +1,161 @@
+"""What people see in the terminal: progress bars and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def warn(line: str) -> None:
+    """A line that the user should read, beside the results."""
+    errors.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
+
+
+@contextmanager
+def progress(name: str, rounds: int) -> Iterator[Callable[[dict, int], None]]:
+    """A bar over rounds; yields what is to be called with each round's record."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(escape(name), total=rounds or None, figures="")
+
+        def on_round(record: dict, total: int) -> None:
+            figures = f"loss {_number(record.get('loss'), 4)}"
+            if record["dropped"]:
+                figures += f", dropped {len(record['dropped'])}"
+            if "psnr_p" in record:
+                bar.console.print(f"[dim]{escape(name)} round {record['round']}: {_evaluated(record)}[/]")
+            bar.update(task, completed=record["round"], total=total, figures=figures)
+
+        yield on_round
+
+
+def _evaluated(record: Mapping[str, Any]) -> str:
+    psnr = record.get("psnr") or {}
+    parts = [
+        f"{group.replace('_', ' ')} {_number(list(curve.values())[-1])} dB after {list(curve)[-1]} steps"
+        for group, curve in psnr.items()
+    ]
+    leak, floor = record.get("leak") or {}, record.get("floor") or {}
+    parts.append(f"PSNR_p {_number(record.get('psnr_p'))}")
+    if leak:
+        parts.append(f"worst quick attack {_number(leak.get('worst'))} (floor {_number(floor.get('constant'))})")
+    return ", ".join(parts)
+
+
+@contextmanager
+def steps_progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over anything; yields ``advance(what, done, total)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(escape(name), total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{escape(name)}: {escape(what)}", completed=done, total=total)
+
+        yield advance
+
+
+def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row for each run: quality by step, what the quick attacks recover, and what it cost."""
+    first = next(iter(summaries.values()))
+    group = next((g for g in ("unseen", "held_out") if (first.get("psnr") or {}).get(g)), None)
+    steps = _columns(first["psnr"][group]) if group else []
+    table = Table(title="PSNR in dB after k adaptation steps, and what the server could recover")
+    table.add_column("run", no_wrap=True)
+    for step in steps:
+        table.add_column(f"k={step}", justify="right", no_wrap=True)
+    for name in ("PSNR_p", "attack", "floor", "MB up", "min"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, one in summaries.items():
+        curve = ((one.get("psnr") or {}).get(group) or {}) if group else {}
+        leak, floor = one.get("leak") or {}, one.get("floor") or {}
+        table.add_row(
+            escape(name),
+            *(_number(curve.get(step)) for step in steps),
+            *(_number(value) for value in (one.get("psnr_p"), leak.get("worst"), floor.get("constant"))),
+            _number((one.get("bytes_up") or 0) / 1e6),
+            _number((one.get("seconds") or 0) / 60),
+        )
+    console.print(table)
+    whose = "clients never seen in training" if group == "unseen" else "held-out signals of the training clients"
+    console.print(
+        f"k: quality on {whose}, higher is better. PSNR_p: the upload rendered as it is; attack: the best of the quick "
+        "attacks (fits that know the truth: upper bounds); floor: the best constant picture; lower is better, and at "
+        "the floor nothing is recovered. Stronger attacks: fedfields audit RUN.",
+        style="dim",
+    )
+
+
+def _columns(curve: Mapping[str, float]) -> list[str]:
+    """Few enough steps for a terminal."""
+    steps = list(curve)
+    return [step for step in steps if step in ("0", "1", "8", "32", steps[-1])]
+
+
+def show_adaptation(result: Any) -> None:
+    """PSNR by step from the run's initialisation and from a random one."""
+    table = Table(title=escape(f"{result.name}: PSNR in dB by adaptation step"))
+    table.add_column("step", justify="right")
+    table.add_column("from the run", justify="right")
+    table.add_column("from a random start", justify="right")
+    for step, value in result.psnr.items():
+        table.add_row(step, _number(value), _number(result.local.get(step)))
+    console.print(table)
+    for file in result.files:
+        console.print(str(file), soft_wrap=True, markup=False)
+
+
+def show_audit(result: Mapping[str, Any]) -> None:
+    """Every attack next to the floors."""
+    table = Table(title="What the attacks recover from one upload (mean PSNR in dB over the audited clients)")
+    for name in ("attack", "PSNR", "kind"):
+        table.add_column(name, justify="right" if name == "PSNR" else "left")
+    for name, value in (result.get("floor") or {}).items():
+        table.add_row(f"floor: {escape(name.replace('_', ' '))}", _number(value), "no upload needed")
+    attacks = sorted((result.get("attacks") or {}).items(), key=lambda item: -(item[1]["psnr"] or -math.inf))
+    for name, attack in attacks:
+        kind = "oracle fit: an upper bound" if attack.get("oracle") else "a real attack"
+        table.add_row(escape(name), _number(attack["psnr"]), kind)
+    console.print(table)
+    worst = result.get("worst") or {}
+    console.print(f"worst: {escape(str(worst.get('attack')))} at {_number(worst.get('psnr'))} dB")
+
+
+def show_presets() -> None:
+    """Presets and all parts that have a name."""
+    from fedfields.config import AXES, PRESETS
+
+    table = Table(title="presets: fedfields run PRESET")
+    table.add_column("preset")
+    table.add_column("what it is")
+    for name, (_, about) in PRESETS.items():
+        table.add_row(name, about)
+    console.print(table)
+    parts = Table(title="parts: fedfields run PRESET axis:name")
+    parts.add_column("axis")
+    parts.add_column("names")
+    for axis, members in AXES.items():
+        parts.add_row(axis, ", ".join(members))
+    console.print(parts)
+
+
+def _number(value: Any, digits: int = 1) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}"
