@@ -31,6 +31,9 @@ from fedfields.types import Client, Params
 SHOWN = 6
 """Rows of a contact sheet."""
 
+BLOW_UP = 4.0
+"""How many times the first loss before adaptation counts as divergence."""
+
 EARLY_STEPS = 8
 """Adaptation steps of the evaluations before the last one."""
 
@@ -408,7 +411,7 @@ class _Watch:
         if found is None or self._warned:
             return
         self._first = found if self._first is None else self._first
-        if not math.isfinite(found) or found > 10 * self._first:
+        if not math.isfinite(found) or found > BLOW_UP * self._first:
             self._warned = True
             record["warning"] = (
                 f"round {record['round']}: the loss before adaptation is {found:.3g}, {found / self._first:.0f} times "
