@@ -26,7 +26,7 @@ class Adaptation:
     lr: float = 0.1
     """Step size."""
 
-    batch: int = 1024
+    batch: int = 512
     """Samples per step, drawn with replacement from the support; 0 takes all of it."""
 
     clip: float = 5.0

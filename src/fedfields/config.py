@@ -87,16 +87,17 @@ class Experiment:
         return Method(self.objective, self.local, self.strategy, self.privacy)
 
 
-_MAML = Maml(Inner(steps=8, lr=0.1, batch=1024))
+_INNER = Inner(steps=8, lr=0.1, batch=512)
+_MAML = Maml(_INNER, outer_batch=1024)
 _FOMAML = dataclasses.replace(_MAML, first_order=True)
 
 OBJECTIVES: dict[str, Objective] = {
     "fit": Fit(batch=1024),
     "maml": _MAML,
     "fomaml": _FOMAML,
-    "reptile": Reptile(Inner(steps=8, lr=0.1, batch=1024)),
+    "reptile": Reptile(_INNER),
     "menf": MeNF(_MAML),
-    "meta-nsgd": Reptile(Inner(steps=20, lr=0.1, batch=1024, proximal=0.4), scale=0.4),
+    "meta-nsgd": Reptile(dataclasses.replace(_INNER, steps=20, proximal=0.4), scale=0.4),
     "projected": Projected(_MAML),
     "antithetic": Antithetic(_MAML),
     "proximal": Proximal(_MAML),
@@ -169,14 +170,14 @@ _preset(
     "meta-nsgd",
     "meta-NSGD (Zhou and Bassily 2022): proximal task gradients, clipped and noised by the client",
     objective=OBJECTIVES["meta-nsgd"],
-    local=Local(steps=1, lr=0.7, clip=1.0),
-    privacy=(Noise(clip=0.7, ratio=1.0),),
+    local=Local(steps=2, lr=0.7, clip=1.0),
+    privacy=(Noise(clip=0.1, ratio=1.0),),
 )
 _preset(
     "fedmenf",
     "FedMeNF (ICCV 2025), the faithful loss L(phi_K) - gamma L(w); see README for what it does not hide",
     objective=MeNF(_MAML, gamma=0.75),
-    local=Local(steps=2, lr=5e-5),
+    local=Local(steps=2, lr=1e-3),
 )
 _preset(
     "surrogate",
@@ -194,7 +195,7 @@ _preset(
     "noised",
     "MAML, each update clipped and hidden in Gaussian noise by its owner",
     objective=_MAML,
-    privacy=(Noise(clip=0.3, ratio=10.0),),
+    privacy=(Noise(clip=0.02, ratio=3.0),),
 )
 _preset("projected", "experimental: MAML without its component along grad L(w)", objective=Projected(_MAML))
 _preset(

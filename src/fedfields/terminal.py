@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,11 +77,11 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(summaries.values()))
     group = next((g for g in ("unseen", "held_out") if (first.get("psnr") or {}).get(g)), None)
     steps = _columns(first["psnr"][group]) if group else []
-    table = Table(title="PSNR in dB after k adaptation steps, and what the server could recover")
+    table = Table(title="PSNR in dB after k steps, and what the server could recover", box=box.SIMPLE_HEAD)
     table.add_column("run", no_wrap=True)
     for step in steps:
         table.add_column(f"k={step}", justify="right", no_wrap=True)
-    for name in ("PSNR_p", "attack", "floor", "MB up", "min"):
+    for name in ("PSNR_p", "attack", "floor", "MB up"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, one in summaries.items():
         curve = ((one.get("psnr") or {}).get(group) or {}) if group else {}
@@ -90,7 +91,6 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
             *(_number(curve.get(step)) for step in steps),
             *(_number(value) for value in (one.get("psnr_p"), leak.get("worst"), floor.get("constant"))),
             _number((one.get("bytes_up") or 0) / 1e6),
-            _number((one.get("seconds") or 0) / 60),
         )
     console.print(table)
     whose = "clients never seen in training" if group == "unseen" else "held-out signals of the training clients"
@@ -105,7 +105,7 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
 def _columns(curve: Mapping[str, float]) -> list[str]:
     """Few enough steps for a terminal."""
     steps = list(curve)
-    return [step for step in steps if step in ("0", "1", "8", "32", steps[-1])]
+    return [step for step in steps if step in ("1", "8", "32")] or steps[-1:]
 
 
 def show_adaptation(result: Any) -> None:

@@ -325,3 +325,13 @@ def test_divergence_is_said_once_in_one_line(pictures, tmp_path):
     warned = [line for line in lines if "diverges" in line]
     assert len(warned) == 1 and "\n" not in warned[0]
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["warnings"] == warned
+
+
+def test_a_run_that_blows_up_stops_and_is_judged_where_it_stood(pictures, tmp_path):
+    lines = []
+    experiment = experiment_of(pictures, rounds=50)
+    hot = dataclasses.replace(experiment.local, lr=1e4, clip=0.0)
+    summary = run(dataclasses.replace(experiment, local=hot), tmp_path / "r", warn=lines.append)
+    assert 1 <= summary["rounds"] < 50
+    assert any("stopped early" in line for line in lines)
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["warnings"]

@@ -77,7 +77,7 @@ class Inner:
     lr: float = 0.1
     """Inner step size (lambda_i)."""
 
-    batch: int = 1024
+    batch: int = 512
     """Samples per inner step, drawn with replacement; 0 takes the whole signal."""
 
     clip: float = 5.0

@@ -22,8 +22,8 @@ class Noise(Transform):
     in the audit; averages over many uploads of one client hide less.
     """
 
-    clip: float = 1.0
-    """Largest norm C of everything in a report that depends on the data."""
+    clip: float = 0.02
+    """Largest norm C of everything in a report that depends on the data; about the norm of an ordinary update."""
 
     ratio: float = 10.0
     """Expected norm of the noise in units of C."""

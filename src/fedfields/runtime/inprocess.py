@@ -162,7 +162,7 @@ def run_round(
     with one_thread():
         state, figures = close_round(method, state, accepted(), len(clients))
     if not replies:
-        _refuse_empty(number, dropped)
+        raise AllFailed(number, dropped)
     memories = memories | {i: reply.memory for i, reply in replies.items()}
     record = {
         "round": number,
@@ -210,12 +210,19 @@ def expected(method: Method, params: Params) -> Report:
     return strategy.report(outcome, received, strategy.client_init(params))[0]
 
 
-def _refuse_empty(number: int, dropped: list[dict[str, str]]) -> None:
-    """A round in which every client fails will not get better by itself."""
-    first = dropped[0]
-    raise UserError(
-        f"round {number}: all {len(dropped)} clients of the round failed; {first['client']}: {first['reason']}"
-    )
+class AllFailed(UserError):
+    """Every client of a round failed, which will not get better by itself.
+
+    Attributes:
+        diverged: whether all of them failed because their weights were not finite any more.
+    """
+
+    def __init__(self, number: int, dropped: list[dict[str, str]]) -> None:
+        first = dropped[0]
+        self.diverged = all("diverged" in one["reason"] for one in dropped)
+        super().__init__(
+            f"round {number}: all {len(dropped)} clients of the round failed; {first['client']}: {first['reason']}"
+        )
 
 
 def _weight(settings: Settings, index: int) -> float:

@@ -20,7 +20,7 @@ from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr, ssim
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
 from fedfields.runtime.evaluation import evaluate, mean, render
-from fedfields.runtime.inprocess import Context, Round, Settings, run_rounds
+from fedfields.runtime.inprocess import AllFailed, Context, Round, Settings, run_rounds
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.scenes.data import Federation
 from fedfields.scenes.grid import GridSignal
@@ -160,6 +160,12 @@ def _train(
                 save(folder / "checkpoints", current)
             if on_round:
                 on_round(record, experiment.rounds)
+    except AllFailed as failure:
+        if not failure.diverged or not log.records:
+            raise
+        log.records[-1]["warning"] = f"stopped early, {failure}; lower local.lr or gamma"
+        warn(log.records[-1]["warning"])
+        save(folder / "checkpoints", current)
     except KeyboardInterrupt:
         if current.state.round:
             save(folder / "checkpoints", current)
