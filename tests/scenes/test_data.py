@@ -432,8 +432,19 @@ def test_shared_animals():
 
 @needs_shared
 def test_shared_clips():
-    with pytest.raises(UserError, match="choose with --data"):
-        Data(SHARED / "video").load(0)
-    federation = Data(SHARED / "video", kind="video", frames=16).load(0)
+    federation = Data(SHARED / "video", frames=16).load(0)
     assert len(federation.clients) + len(federation.unseen) == 7
     assert {client.train[0].support.values.shape for client in federation.clients} == {(16, 64, 64, 3)}
+
+
+def test_pictures_named_after_a_clip_are_its_previews(tmp_path):
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", frames=np.zeros((2, 4, 4, 3), np.uint8))
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}_strip.png")
+    survey = Data(path=tmp_path, size=4).survey()
+    assert {file.name: file.status for file in survey.files} == {
+        "a.npz": "used",
+        "b.npz": "used",
+        "a_strip.png": "ignored",
+        "b_strip.png": "ignored",
+    }

@@ -360,10 +360,16 @@ def _resolve_kind(wanted: AnyKind, tree: _Tree) -> Kind:
     if wanted != "auto":
         return wanted
     kinds = Counter(_kind_of(file) for files in tree.folders.values() for file in files)
-    if kinds["image"] and kinds["video"]:
+    if kinds["image"] and kinds["video"] and not all(_only_previews(files) for files in tree.folders.values()):
         found = f"{tree.root} holds {kinds['image']} pictures and {kinds['video']} clips"
         raise UserError(printable(f"{found}; choose with --data.kind image or --data.kind video"))
     return "video" if kinds["video"] else "image"
+
+
+def _only_previews(files: list[Path]) -> bool:
+    """Whether every picture of a folder is named after a clip beside it, as in clip.mp4 and clip_thumbnail.png."""
+    clips = tuple(file.stem for file in files if _kind_of(file) == "video")
+    return all(file.stem.startswith(clips) for file in files if _kind_of(file) == "image")
 
 
 def _pick_signals(kind: Kind, tree: _Tree) -> tuple[list[Path], list[Found]]:
