@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fedfields.scenes.data import Data, Found, Survey
+from fedfields.scenes.data import Data, Survey
+from fedfields.scenes.folders import Found
 
 if TYPE_CHECKING:
     from rich.console import Console
