@@ -100,19 +100,15 @@ def _run(arguments: list[str]) -> int:
     if len(names) > 1:
         raise UserError(f"one preset at a time, found {' and '.join(names)}; choose parts as axis:name")
     output, rest = _parse_some(Output, Output(), flags)
-    if output.resume and not names:
+    name = names[0] if names else "maml"
+    if output.resume:
         from fedfields.runtime.run import load_experiment
 
         if output.out is None:
             raise UserError("--resume needs --out RUN, the folder of the run to go on with")
         experiment, name = load_experiment(output.out), _preset_of(output.out)
     else:
-        name = names[0] if names else "maml"
         experiment = preset(name)
-        if output.resume and output.out is not None and (output.out / "experiment.json").exists():
-            from fedfields.runtime.run import load_experiment
-
-            experiment = load_experiment(output.out)
     for word in words:
         axis, colon, member = word.partition(":")
         if colon:
