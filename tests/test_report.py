@@ -1,18 +1,21 @@
 """The report: what it says, what it leaves out, and that nothing from disk reaches the page unescaped."""
 
-import itertools
 import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from PIL import Image
 
-from fedfields import report
 from fedfields.errors import UserError
-from fedfields.report import read_run, write_report
+from fedfields.report import pictures, write_report
+from fedfields.report.figures import swatch
+from fedfields.report.runs import read_run
+from fedfields.report.text import db, duration, size
+from fedfields.report.words import headline_steps
 
 HOSTILE = "<script>alert('x')</script>\"&\u202e$a^b$@0@"
 LEAK = {"direct": 13.8, "affine": 18.6, "worst": 18.6}
@@ -335,8 +338,7 @@ def test_a_run_that_has_just_started(tmp_path):
 def test_many_runs_are_told_apart(tmp_path):
     runs = [make(tmp_path / f"r{index}", f"run-{index}", summary=summary_of(), audit=audit_of(15 + index / 9))
             for index in range(9)]  # fmt: skip
-    looks = [report.figures.style(index) for index in range(42)]
-    assert len({(look.colour, look.marker) for look in looks}) == 42
+    assert len({swatch(look) for look in range(43)}) == 43
     check_page(page_of(tmp_path, *runs))
 
 
@@ -405,15 +407,15 @@ def test_damaged_huge_and_foreign_pictures_are_skipped_with_a_note(tmp_path, mon
     (images / "cut.png").write_bytes(whole[: len(whole) // 2])
     (images / "text.png").write_text("<svg onload='alert(1)'/>")
     (images / "large.png").write_bytes(whole + bytes(9000))
-    monkeypatch.setattr(report, "IMAGE_BYTES", len(whole) + 100)
+    monkeypatch.setattr(pictures, "IMAGE_BYTES", len(whole) + 100)
     names = ("cut.png", "text.png", "large.png", "gone.png", "whole.png")
     make_sheet(run, *({"file": name, "label": "x"} for name in names))
     page = page_of(tmp_path, run)
     assert page.count("damaged picture") == 2 and "file too large" in page and "file missing" in page
     assert page.count("data:image") == 1
-    monkeypatch.setattr(report, "IMAGE_PIXELS", 100)
+    monkeypatch.setattr(pictures, "IMAGE_PIXELS", 100)
     assert "too many pixels" in page_of(tmp_path, run)
-    monkeypatch.setattr(report, "PAGE_BYTES", 10)
+    monkeypatch.setattr(pictures, "PAGE_BYTES", 10)
     assert "the page is full" in page_of(tmp_path, run)
 
 
@@ -429,11 +431,11 @@ def test_damaged_sheets_do_not_stop_the_page(tmp_path, text):
 
 
 def test_units():
-    assert [report.db(value) for value in (None, 0.04, -0.04, -3.21)] == ["–", "0.0", "0.0", "−3.2"]
-    assert report.db(2.0, sign=True) == "+2.0"
-    sizes = [report.size(value) for value in (None, 0, 999, 1000, 174_000, 17_400_000, 3e12)]
+    assert [db(value) for value in (None, 0.04, -0.04, -3.21)] == ["–", "0.0", "0.0", "−3.2"]
+    assert db(2.0, sign=True) == "+2.0"
+    sizes = [size(value) for value in (None, 0, 999, 1000, 174_000, 17_400_000, 3e12)]
     assert sizes == ["–", "0 B", "999 B", "1.0 kB", "174 kB", "17.4 MB", "3.0 TB"]
-    times = [report.duration(value) for value in (None, 4.12, 195.2, 7260)]
+    times = [duration(value) for value in (None, 4.12, 195.2, 7260)]
     assert times == ["–", "4.1 s", "3 min 15 s", "2 h 1 min"]
 
 
@@ -443,9 +445,11 @@ def test_headline_steps_fall_back_to_what_was_measured(tmp_path):
     ):
         psnr = {"unseen": dict.fromkeys(steps, 20.0)}
         run = read_run(make(tmp_path / str(index), rounds=[], summary=summary_of(psnr=psnr)))
-        assert report.headline_steps([run]) == wanted
+        assert headline_steps([run]) == wanted
 
 
-def test_labels_in_a_chart_do_not_touch():
-    heights = report.figures._spread([50.0, 50.0, 51.0, 90.0], 14)
-    assert all(high - low > 13.9 for low, high in itertools.pairwise(sorted(heights)))
+def test_names_in_a_chart_do_not_touch(tmp_path):
+    runs = [make(tmp_path / f"r{index}", f"run-{index}", summary=summary_of(), audit=audit_of()) for index in range(5)]
+    labels = re.findall(r'y="([\d.]+)"[^>]*>run-\d</text>', page_of(tmp_path, *runs))
+    heights = sorted(map(float, labels))
+    assert len(heights) == 5 and all(high - low > 11 for low, high in pairwise(heights))

@@ -26,7 +26,8 @@ class FieldLoss:
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's: targets ``2 f(x) - y``."""
         with torch.no_grad():
-            return Batch(batch.inputs, 2 * self.field(params, batch.inputs) - batch.targets)
+            shown = self.field(params, batch.inputs)
+        return Batch(batch.inputs, 2 * shown - batch.targets)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ class Proximal(Objective):
             return base
         drift = params if visit.differentiable else tree.detach(params)
         grads = {
-            key: torch.add(grad, drift[key] - visit.anchor[key], alpha=self.mu)
-            for key, grad in base.grads.items()
+            key: torch.add(grad, drift[key] - visit.anchor[key], alpha=self.mu) for key, grad in base.grads.items()
         }
         return base._replace(grads=grads)
 

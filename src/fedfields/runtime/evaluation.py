@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ def adapt_job(
 def evaluate(
     pool: Pool,
     params: Params,
-    groups: dict[str, Sequence[Client]],
+    groups: Mapping[str, Sequence[Client]],
     settings: Adaptation,
     seed: int,
 ) -> Quality:

@@ -247,7 +247,7 @@ def _privacy(setup: Setup, current: Checkpoint) -> dict:
     for i, client in enumerate(clients):
         weights = last[i][1] if i in last else setup.params
         for task in client.train:
-            signal = _grid(task.query)
+            signal = grid_of(task.query)
             shown = render(setup.loss, weights, signal)
             pairs.append((psnr(shown, signal.values), ssim(shown, signal.values)))
     result = cheap_audit(setup, current)
@@ -267,9 +267,6 @@ def cheap_audit(setup: Setup, current: Checkpoint) -> AuditResult:
         {clients[i].name: _signal(clients[i]) for i in current.uploads.last},
         setup.loss,
         setup.experiment.method,
-        level="cheap",
-        seed=setup.experiment.seed,
-        initial=setup.params,
     )
 
 
@@ -313,7 +310,7 @@ def _owner_sheet(setup: Setup, folder: Path, params: Params) -> None:
     steps = [step for step in settings.checkpoints() if step in (0, 1, 2, 8, 32, settings.steps)]
     rows: dict[str, list[Cell | None]] = {}
     for task in tasks:
-        truth = _grid(task.query)
+        truth = grid_of(task.query)
         row: list[Cell | None] = [Cell(truth.values)]
         random = generator(setup.experiment.seed, "adapt", task.name)
         for step, adapted in adapting(params, task.support, setup.loss, settings, random):
@@ -335,10 +332,11 @@ def _server_sheet(setup: Setup, folder: Path, current: Checkpoint) -> None:
 
 def _signal(client: Client) -> GridSignal:
     """A training client's first private signal."""
-    return _grid(client.train[0].query)
+    return grid_of(client.train[0].query)
 
 
-def _grid(signal: object) -> GridSignal:
+def grid_of(signal: object) -> GridSignal:
+    """The signal, which in a run is always sampled on a grid."""
     assert isinstance(signal, GridSignal)
     return signal
 
@@ -421,7 +419,7 @@ class _Watch:
             self._warned = True
             record["warning"] = (
                 f"round {record['round']}: the loss before adaptation is {found:.3g}, {found / self._first:.0f} times "
-                "that of the first round: training diverges (FedMeNF's loss has no lower bound); lower local.lr or gamma"
+                "the first round's: training diverges (FedMeNF's loss has no lower bound): lower local.lr or gamma"
             )
             self._warn(record["warning"])
 

@@ -1,0 +1,177 @@
+"""The audit: what an honest-but-curious server could recover of a client's picture from one upload.
+
+The server knows the broadcast weights, the upload, the method and its settings, and pictures of the same kind from
+elsewhere. Every attack gets the same effort whatever the method, and stands next to the floors: what can be had
+without any upload. All figures are PSNR in dB on the client's own picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedfields import tree
+from fedfields.audit.matching import match, starting_pictures
+from fedfields.audit.newton import invert
+from fedfields.audit.observe import Observation as Observation
+from fedfields.audit.observe import load_observations as load_observations
+from fedfields.audit.observe import save_observations as save_observations
+from fedfields.audit.prior import prior_from
+from fedfields.audit.readouts import (
+    Readout,
+    affine,
+    features_of,
+    learned_readout,
+    look,
+    ntk_readout,
+    quick_readouts,
+)
+from fedfields.audit.result import AuditResult as AuditResult
+from fedfields.audit.settings import AuditSettings as AuditSettings
+from fedfields.audit.simulate import draw_spread, simulate
+from fedfields.federation import Method
+from fedfields.losses import FieldLoss
+from fedfields.privacy import Noise
+from fedfields.scenes.grid import GridSignal
+from fedfields.seeds import generator
+from fedfields.types import Params
+
+Advance = Callable[[str, int, int], None]
+
+
+def audit(
+    observations: Sequence[Observation],
+    truths: Mapping[str, GridSignal],
+    loss: FieldLoss,
+    method: Method,
+    *,
+    level: Literal["cheap", "full"] = "cheap",
+    settings: AuditSettings | None = None,
+    run_seed: int = 0,
+    advance: Advance | None = None,
+) -> AuditResult:
+    """Attacks every observation.
+
+    Args:
+        observations: of one round, or the last of every client.
+        truths: each client's private picture or clip, by name.
+        loss: of the field.
+        method: as the server knows it.
+        level: "cheap" is the render family, for every evaluation; "full" adds the NTK and learned read-outs,
+            gradient matching and the Gauss-Newton inversion.
+        settings: effort of the full level.
+        run_seed: seed of the run, from which a server that knew it would replay the clients' draws.
+        advance: called with (what, done, total).
+    """
+    result = AuditResult()
+    for one in observations:
+        _quick(one, truths[one.client], loss, result)
+    if level == "full" and observations:
+        _full(observations, truths, loss, method, settings or AuditSettings(), run_seed, advance, result)
+    return result
+
+
+def _quick(one: Observation, truth: GridSignal, loss: FieldLoss, result: AuditResult) -> None:
+    """Render family and floors."""
+    inputs, colours = GridSignal(truth.values).everything()
+    for name, readout in quick_readouts(loss, one.start, one.upload, inputs, colours).items():
+        result.enter(name, one.client, readout, truth.values)
+    with torch.no_grad():
+        public = loss.field(one.start, inputs)
+    result.enter_floor("constant", one.client, colours.mean(0).expand_as(colours), truth.values)
+    result.enter_floor("affine_public", one.client, affine(public, colours), truth.values)
+
+
+def _full(
+    observations: Sequence[Observation],
+    truths: Mapping[str, GridSignal],
+    loss: FieldLoss,
+    method: Method,
+    settings: AuditSettings,
+    run_seed: int,
+    advance: Advance | None,
+    result: AuditResult,
+) -> None:
+    """Everything else."""
+    _learned(observations, truths, loss, result)
+    attacked = list(observations)[: settings.clients]
+    for done, one in enumerate(attacked):
+        if advance:
+            advance(f"round {one.round}, {one.client}", done, len(attacked))
+        others = [truths[name].values for name in truths if name != one.client]
+        _invert(one, truths[one.client], others, loss, method, settings, run_seed, result)
+
+
+def _learned(
+    observations: Sequence[Observation], truths: Mapping[str, GridSignal], loss: FieldLoss, result: AuditResult
+) -> None:
+    """NTK read-out for everybody, then the read-out that is learned on all the others."""
+    rows: dict[str, tuple[Tensor, Tensor]] = {}
+    for one in observations:
+        truth = truths[one.client].values
+        inputs, colours = GridSignal(truth).everything()
+        readout, kernel = ntk_readout(loss, one.start, one.upload, inputs, colours)
+        result.enter("ntk", one.client, readout, truth)
+        features = features_of(look(loss, one.start, one.upload, inputs), kernel)
+        if bool(torch.isfinite(features).all()):
+            rows[one.client] = (features, colours)
+    for client, (features, _) in rows.items():
+        others = [row for name, row in rows.items() if name != client]
+        if others:
+            result.enter("learned", client, learned_readout(features, others), truths[client].values)
+
+
+def _invert(
+    one: Observation,
+    truth: GridSignal,
+    others: list[Tensor],
+    loss: FieldLoss,
+    method: Method,
+    settings: AuditSettings,
+    run_seed: int,
+    result: AuditResult,
+) -> None:
+    """Gradient matching and Gauss-Newton, with and without knowledge of the pixel draws."""
+    update = tree.sub(one.upload, one.start)
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in update.values()):
+        return
+    prior = prior_from(others, truth.values)
+    result.enter_floor("mean_of_others", one.client, prior.mean.reshape(-1, truth.values.shape[-1]), truth.values)
+    added = _noise_of(method, update)
+    random = generator(settings.seed, "audit", one.round, one.client)
+    spread = draw_spread(method, prior.mean, one.start, loss, random)
+
+    def with_draws(values: Tensor) -> Params:
+        """The client's own draws, replayed."""
+        return simulate(method, values, one.start, loss, generator(run_seed, "visit", one.round, one.client))
+
+    def with_fixed_draws(values: Tensor) -> Params:
+        """Other draws than the client's, the same at every call: what they change is noise to the attacker."""
+        return simulate(method, values, one.start, loss, generator(settings.seed, "draws", one.client))
+
+    def with_fresh_draws(values: Tensor) -> Params:
+        return simulate(method, values, one.start, loss, random)
+
+    with torch.no_grad():
+        shown = loss.field(one.start, GridSignal(truth.values).everything().inputs).reshape(truth.values.shape)
+    starts = starting_pictures(prior.mean, shown, random)
+    cases = [("unknown", with_fresh_draws, with_fixed_draws, (added**2 + 2 * spread**2).sqrt())]
+    if settings.known_draws:
+        cases.append(("known", with_draws, with_draws, torch.as_tensor(added)))
+    for draws, matched, inverted, noise in cases:
+        recovered, _ = match(matched, update, starts, settings.matching_steps)
+        result.enter(f"matching_{draws}", one.client, _flat(recovered), truth.values)
+        recovered = invert(inverted, update, prior, noise=noise, products=settings.newton_products)
+        result.enter(f"newton_{draws}", one.client, _flat(recovered), truth.values)
+
+
+def _flat(values: Tensor) -> Readout:
+    return Readout(values.reshape(-1, values.shape[-1]), False)
+
+
+def _noise_of(method: Method, update: Params) -> float:
+    """Standard deviation per weight of the Gaussian noise that the method adds; the server knows the method."""
+    return sum((t.ratio * t.clip) ** 2 / tree.size(update) for t in method.privacy if isinstance(t, Noise)) ** 0.5

@@ -1,0 +1,32 @@
+"""How hard an audit tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Effort of a full audit. Every method gets the same."""
+
+    rounds: int = 2
+    """How many of the observed rounds are attacked: the first, the last, and others evenly between."""
+
+    clients: int = 3
+    """Clients of a round under the expensive attacks (gradient matching); read-outs see all of them."""
+
+    matching_steps: int = 300
+    """Adam steps of gradient matching from each start."""
+
+    newton_products: int = 160
+    """Jacobian products of the Gauss-Newton inversion: the effort of the strongest attack."""
+
+    known_draws: bool = True
+    """Also attack as if the server knew which pixels the client drew: an upper bound."""
+
+    seed: int = 0
+    """Seed of the attacks' own randomness."""
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.clients) < 1:
+            raise ValueError(f"{self.rounds} rounds and {self.clients} clients; an audit needs at least one of each")

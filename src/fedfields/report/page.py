@@ -1,0 +1,112 @@
+"""The whole page: what matters first, how to read it and the settings last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from fedfields.report import charts, tables
+from fedfields.report.parts import named, section
+from fedfields.report.pictures import Pictures
+from fedfields.report.runs import Run, mapping, number
+from fedfields.report.text import esc, plural, prose
+from fedfields.report.words import alike, comparison, headline_steps, notices, verdict
+
+GUIDE = {
+    "PSNR, in decibels": "How close a picture is to the true one; 3 dB more halves the squared error. Below about 15 dB"
+    " little but colour and shade remains, at 20 dB the subject is plain, 30 dB is sharp. A faint outline may show at a"
+    " low figure, so look at the pictures too.",
+    "Adaptation steps": "An owner fits the shared model to one picture of their own, without sending anything. Unseen"
+    " owners never took part; held-out data was kept back by owners who did.",
+    "PSNR_p": "What the server sees when it simply renders one upload: the most naive attack. A low value shows that"
+    " this one look fails; other attacks on the same upload may succeed.",
+    "Floor": "What can be guessed without any upload: the best picture of a single colour, the public model with fitted"
+    " colours, the mean of other owners' pictures. Only what lies above can be put down to the upload.",
+    "Worst attack": "What is recovered from one upload if the best of the attacks tried is chosen for each owner: mean"
+    " over owners; the attack named is the best on average. An attack that nobody tried may recover more: at the floor"
+    " means nothing found, not nothing there.",
+    "How sure": "One run is one seed. Differences of a few tenths of a decibel may be chance.",
+}
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    steps, several = headline_steps(runs), len(runs) > 1
+    parts = [
+        _head(runs, steps[0]),
+        _cards(runs, steps[0]) if several else tables.tiles(runs[0], steps),
+        _notices(runs, steps[0]),
+        tables.side_by_side(runs, steps) if several else "",
+        charts.tradeoff(runs, steps),
+        Pictures().section(runs),
+        charts.rounds(runs),
+        tables.attacks(runs),
+        _guide(),
+        tables.settings(runs),
+    ]
+    body = "\n".join(part for part in parts if part)
+    style = files("fedfields.report").joinpath("style.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_title(runs)} · fedfields</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _title(runs: Sequence[Run]) -> str:
+    return esc(runs[0].label) if len(runs) == 1 else f"{len(runs)} runs compared"
+
+
+def _head(runs: Sequence[Run], steps: int | None) -> str:
+    single = len(runs) == 1
+    line = f'<p class="facts">{" · ".join(_facts(runs[0]))}</p>\n' if single else ""
+    text = verdict(runs[0], steps) if single else comparison(runs, steps)
+    return (
+        f'<header>\n<p class="brow">fedfields report</p>\n<h1><bdi>{_title(runs)}</bdi></h1>\n{line}'
+        f'<p class="verdict">{prose(text)}</p>\n'
+        '<p class="facts"><a href="#how">How to read these numbers</a></p>\n</header>'
+    )
+
+
+def _facts(run: Run) -> list[str]:
+    people = mapping(run.summary.get("clients"))
+    train, unseen, drawn = (number(people.get(key)) for key in ("train", "unseen", "per_round"))
+    found = {
+        f"preset {esc(run.preset)}": run.preset and run.preset != run.label,
+        plural(int(train or 0), "training owner"): train is not None,
+        f"{drawn:.0f} per round" if drawn else "": drawn,
+        f"{unseen:.0f} unseen" if unseen else "": unseen,
+        f"seed {esc(run.manifest.get('seed'))}": "seed" in run.manifest,
+        f"fedfields {esc(run.manifest.get('version'), 30)}": "version" in run.manifest,
+    }
+    return [text for text, known in found.items() if known]
+
+
+def _cards(runs: Sequence[Run], steps: int | None) -> str:
+    cards = []
+    for run in runs:
+        chips = [esc(run.preset)] if run.preset and run.preset != run.label else []
+        chips += [] if run.summary else ["in progress"]
+        title = named(run) + "".join(f'<span class="chip">{chip}</span>' for chip in chips)
+        cards.append(f'<article class="card"><h3>{title}</h3><p>{prose(verdict(run, steps))}</p></article>')
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _notices(runs: Sequence[Run], steps: int | None) -> str:
+    baseline = next((run for run in runs if run.baseline), None)
+    items = []
+    for run in runs:
+        name = f"{named(run)} " if len(runs) > 1 else ""
+        items += [name + prose(text) for text in notices(run, baseline, steps)]
+    leaking = [run for run in runs if run.worst]
+    if leaking and not alike(leaking):
+        items.append("Not every run was attacked in the same way: compare what was recovered with care.")
+    listed = "".join(f"<li>{item}</li>" for item in items)
+    return f'<aside class="notices"><h2>Worth knowing</h2><ul>{listed}</ul></aside>' if items else ""
+
+
+def _guide() -> str:
+    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in GUIDE.items())
+    return section("how", "How to read this", "", f'<dl class="guide">{items}</dl>')

@@ -1,0 +1,130 @@
+"""The page's tables: key figures, attacks, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedfields.report.parts import named, section, table
+from fedfields.report.runs import FLOORS, Attack, Run, number, rank
+from fedfields.report.text import db, duration, esc, plural, size
+from fedfields.report.words import GROUPS, Steps, attack_name, worst_name
+
+
+def tiles(run: Run, steps: Steps) -> str:
+    """The key figures of one run, and what to know about them."""
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd><strong>{value}</strong><small>{under}</small></dd></div>"
+        for name, value, under in _key_figures(run, steps)
+    )
+    return f'<dl class="tiles">{cells}</dl>'
+
+
+def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
+    found = []
+    if steps[0] is not None:
+        found.append((f"After {plural(steps[0], 'step')}", f"{db(run.quality(steps[0]))} dB", _quality(run, steps)))
+    if run.worst:
+        found.append(("Worst attack", f"{db(run.worst[1])} dB", f"on one upload: {esc(worst_name(run))}"))
+    if run.excess is not None and run.ground:
+        found.append(("Over the floor", f"{db(run.excess, True)} dB", f"{run.ground[0]}, {db(run.ground[1])} dB"))
+    if (naive := number(run.latest("psnr_p"))) is not None:
+        found.append(("PSNR_p", f"{db(naive)} dB", "one naive attack, no proof of privacy"))
+    if (up := run.total("bytes_up")) is not None:
+        each = f"{size(up / run.done)} per round<br>" if run.done else ""
+        found.append(("Uploaded", size(up), f"{each}{size(run.total('bytes_down'))} downloaded"))
+    took = duration(run.total("seconds")) if run.summary else "no summary yet"
+    return [*found, ("Rounds", f"{run.done:,}", took)]
+
+
+def _quality(run: Run, steps: Steps) -> str:
+    later, similar = run.quality(steps[1]), run.quality(steps[0], "ssim")
+    under = GROUPS[run.judged]
+    under += "" if later is None else f"<br>{db(later)} dB after {steps[1]}"
+    return under + ("" if similar is None else f"<br>SSIM {similar:.2f}")
+
+
+def side_by_side(runs: Sequence[Run], steps: Steps) -> str:
+    """The figures of several runs."""
+    known = dict.fromkeys(step for step in (0, *steps) if step is not None)
+    shown = [step for step in known if any(run.quality(step) is not None for run in runs)]
+    head = ["Run", *(f"#{plural(step, 'step')}" for step in shown), "#SSIM", "#PSNR_p", "#Worst attack", "#Over floor"]
+    head += ["#Rounds", "#Uploaded", "#Downloaded", "#Time"]
+    intro = "PSNR in dB of unseen owners" + (f"; SSIM after {plural(steps[0], 'step')}." if steps[0] else ".")
+    held = [named(run) for run in runs if run.judged == "held_out" and run.by_steps("held_out")]
+    intro += f" No unseen owners, judged on held-out data: {', '.join(held)}." if held else ""
+    return section("runs", "Runs side by side", intro, table(head, [_row(run, shown, steps[0]) for run in runs]))
+
+
+def _row(run: Run, shown: Sequence[int], few: int | None) -> list[str]:
+    similar = run.quality(few, "ssim")
+    found = [*map(run.quality, shown), number(run.latest("psnr_p")), run.worst and run.worst[1]]
+    cells = [db(value) for value in found] + [db(run.excess, True), f"{run.done:,}"]
+    cells.insert(len(shown), "–" if similar is None else f"{similar:.2f}")
+    traffic = [size(run.total(key)) for key in ("bytes_up", "bytes_down")]
+    return [named(run), *cells, *traffic, duration(run.total("seconds"))]
+
+
+def attacks(runs: Sequence[Run]) -> str:
+    """What every attack recovered, beside what needs no upload."""
+    runs = [run for run in runs if run.attacks]
+    intro = (
+        "What the server recovers from one upload, mean over the audited owners, in dB. "
+        "An <em>upper bound</em> was helped by the true picture (an oracle fit) or by the pixel draws, "
+        "which a real server does not have."
+    )
+    if len(runs) == 1 and (audited := number(runs[0].audit.get("round"))):
+        intro += f" Audited here: uploads of round {audited:.0f}."
+    if not all(run.audited for run in runs):
+        intro += " Take quick attacks other than the direct render as upper bounds, too."
+    body = _of_many(runs) if len(runs) > 1 else _of_one(runs[0]) if runs else ""
+    return section("attacks", "Attacks against floors", intro, body)
+
+
+def _of_one(run: Run) -> str:
+    rows = [_attack(run, name, attack) for name, attack in run.attacks.items()]
+    floors = [[text, db(run.floor(name)), "", "", "needs no upload"] for name, text in _floors([run])]
+    return table(["Attack", "#Mean", "#Over floor", "#Hardest-hit owner", "Kind"], rows + floors)
+
+
+def _floors(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    known = [name for name in FLOORS if any(run.floor(name) is not None for run in runs)]
+    return [(name, f"<em>floor: {FLOORS[name]}</em>") for name in known]
+
+
+def _attack(run: Run, name: str, attack: Attack) -> list[str]:
+    above = None if attack.psnr is None or run.ground is None else attack.psnr - run.ground[1]
+    kind = "" if attack.helped is None else "upper bound" if attack.helped else "realisable"
+    kinds = filter(None, (kind, "quick" if attack.level == "cheap" else esc(attack.level)))
+    return [esc(attack_name(name)), db(attack.psnr), db(above, True), db(attack.hardest), " · ".join(kinds)]
+
+
+def _of_many(runs: Sequence[Run]) -> str:
+    """One column for each run; its worst attack stands out."""
+    found = {name: [run.attacks.get(name, Attack(None)) for run in runs] for run in runs for name in run.attacks}
+    tops = [max(rank(attack.psnr) for attack in run.attacks.values()) for run in runs]
+    rows = []
+    for name in sorted(found, key=lambda name: max(rank(attack.psnr) for attack in found[name]), reverse=True):
+        mark = "<small>upper bound</small>" if any(attack.helped for attack in found[name]) else ""
+        shown = [(db(attack.psnr), attack.psnr == top) for attack, top in zip(found[name], tops, strict=True)]
+        cells = [f"<strong>{value}</strong>" if worst else value for value, worst in shown]
+        rows.append([esc(attack_name(name)) + mark, *cells])
+    floors = [[text, *(db(run.floor(name)) for run in runs)] for name, text in _floors(runs)]
+    efforts = ["full audit" if run.thorough else "audit" if run.audited else "quick probes" for run in runs]
+    head = ["Attack", *(f"#{named(run)}" for run in runs)]
+    return table(head, [*rows, *floors, ["<em>effort</em>", *efforts]])
+
+
+def settings(runs: Sequence[Run]) -> str:
+    """The configuration; of several runs first what differs."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    rows = {key: [run.settings.get(key, "–") for run in runs] for key in keys}
+    differing = {key: values for key, values in rows.items() if len(set(values)) > 1}
+    head = ["Setting", *(["Value"] if len(runs) == 1 else map(named, runs))]
+    apart = f"<h3>What differs</h3>{_listing(head, differing)}" if differing else ""
+    whole = f"<details><summary>All {len(rows)} settings</summary>{_listing(head, rows)}</details>"
+    return section("settings", "Configuration", "", apart + whole if rows else "")
+
+
+def _listing(head: Sequence[str], rows: dict[str, list[str]]) -> str:
+    cells = [[f"<code>{esc(text, 200)}</code>" for text in (key, *values)] for key, values in rows.items()]
+    return table(head, cells, "settings")

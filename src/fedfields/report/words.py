@@ -1,0 +1,199 @@
+"""What the figures mean, in plain text, and no more than they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedfields.report.runs import Run, mapping, number
+from fedfields.report.text import clean, db, listed, plural
+
+CLOSE = 0.5
+"""Decibels: an attack this close to the floor found little; runs this close to each other are named together."""
+
+Steps = tuple[int | None, int | None]
+"""The numbers of adaptation steps that the page speaks of: few, and more."""
+
+GROUPS = {"unseen": "unseen owners", "held_out": "held-out data"}
+"""Whose pictures are adapted to."""
+
+ATTACKS = {
+    "direct": "direct render",
+    "affine": "affine fit of the render",
+    "difference": "affine fit of the render's change",
+    "extrapolation": "render of the extrapolated update",
+    "extrapolation_affine": "affine fit of the extrapolated update",
+    "two_regressors": "fit by the renders before and after",
+    "jacobian": "affine fit of the Jacobian image",
+    "ntk": "kernel (NTK) inversion of the update",
+    "learned": "read-out learned on other owners",
+    "matching_known": "gradient matching, pixel draws known",
+    "matching_unknown": "gradient matching, pixel draws unknown",
+    "newton_known": "Gauss-Newton inversion, pixel draws known",
+    "newton_unknown": "Gauss-Newton inversion, pixel draws unknown",
+}
+
+
+def attack_name(name: str) -> str:
+    """An attack's name for people."""
+    return ATTACKS.get(name, clean(name).replace("_", " "))
+
+
+def worst_name(run: Run) -> str:
+    """The worst attack's name, and whether it was helped by the truth."""
+    name = run.worst[0] if run.worst else ""
+    helped = name in run.attacks and run.attacks[name].helped
+    return attack_name(name) + (", an upper bound" if helped else "")
+
+
+def headline_steps(runs: Sequence[Run]) -> Steps:
+    """8 and 32 adaptation steps, or what was measured instead."""
+    known = sorted({step for run in runs for step in run.by_steps(run.judged)})
+    known = [step for step in known if step > 0] or known
+    if not known:
+        return None, None
+    few = 8 if 8 in known else known[len(known) // 2]
+    more = [step for step in known if step > few]
+    return few, 32 if 32 in more else max(more, default=None)
+
+
+def verdict(run: Run, steps: int | None) -> str:
+    """What the figures say about one run."""
+    gained, leaked = _gain(run, steps), _leak(run)
+    return f"{gained}; {leaked}" if run.worst else f"{gained}. {leaked}"
+
+
+def _gain(run: Run, steps: int | None) -> str:
+    value = run.quality(steps)
+    if steps is None or value is None:
+        return "No adapted picture has been measured yet"
+    start = " from a random initialisation" if run.baseline else ""
+    owner, where = ("an unseen owner", "") if run.judged == "unseen" else ("a training owner", " on held-out data")
+    return f"After {plural(steps, 'step')}{start} {owner} gets {db(value)} dB on average{where}"
+
+
+def _leak(run: Run) -> str:
+    if run.worst is None:
+        return _unmeasured(run)
+    which = f" ({worst_name(run)})" if run.worst[0] else ""
+    text = f"the worst attack tried on one upload{which} recovers {db(run.worst[1])} dB on average"
+    if run.ground is None or run.excess is None:
+        text += ", and no floor was measured to compare it with"
+    else:
+        side = "below" if run.excess < 0 else "above"
+        text += f", {db(abs(run.excess))} dB {side} the floor ({run.ground[0]}, {db(run.ground[1])} dB)"
+    if run.peak is not None:
+        text += f"; in round {run.peak[0]} it was {db(run.peak[1])} dB"
+    return f"{text}.{_scope(run)}"
+
+
+def _scope(run: Run) -> str:
+    """How far the leakage figure reaches."""
+    if not run.thorough:
+        return " Only quick attacks ran: a stronger one may recover more."
+    if run.excess is not None and run.excess < CLOSE and run.peak is None:
+        return " These attacks found little beyond what needs no upload; that is no proof that there is nothing."
+    return ""
+
+
+def _unmeasured(run: Run) -> str:
+    if run.baseline and not run.total("bytes_up"):
+        return "Nothing was uploaded."
+    value = number(run.latest("psnr_p"))
+    hint = "" if value is None else f" (PSNR_p, {db(value)} dB, is one naive attack and cannot say)"
+    return f"What an upload reveals has not been measured{hint}."
+
+
+def comparison(runs: Sequence[Run], steps: int | None) -> str:
+    """One sentence across runs; it names a first only where the runs were measured alike."""
+    parts = [text for text in (_sharpest(runs, steps), _leakiest(runs)) if text]
+    if not parts:
+        return "These runs were not measured alike, so no order is given; each is described below."
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
+
+
+def _sharpest(runs: Sequence[Run], steps: int | None) -> str:
+    found = [(value, run) for run in runs if (value := run.quality(steps)) is not None]
+    if steps is None or len(found) < 2 or len({run.judged for _, run in found}) > 1:
+        return ""
+    best = max(value for value, _ in found)
+    names = listed([run.label for value, run in found if value >= best - CLOSE])
+    return f"after {plural(steps, 'step')} the sharpest is {names} (up to {db(best)} dB)"
+
+
+def _leakiest(runs: Sequence[Run]) -> str:
+    found = [(run.excess, run) for run in runs if run.excess is not None]
+    if len(found) < 2 or not alike([run for _, run in found]):
+        return ""
+    low, high = min(value for value, _ in found), max(value for value, _ in found)
+    least = listed([run.label for value, run in found if value <= low + CLOSE])
+    most = listed([run.label for value, run in found if value >= high - CLOSE])
+    text = f"the attacks tried on one upload recover least from {least} ({db(low, True)} dB over the floor)"
+    return text + (f" and most from {most} ({db(high, True)} dB)" if high - low > CLOSE else "")
+
+
+def alike(runs: Sequence[Run]) -> bool:
+    """Whether the same attacks, at the same levels, were tried on each run."""
+    return len({frozenset((name, attack.level) for name, attack in run.attacks.items()) for run in runs}) == 1
+
+
+def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
+    """What the reader must not overlook about one run."""
+    warned = run.summary.get("warnings")
+    found = [_unfinished(run), _diverged(run), _idle(run, baseline, steps), _naive(run)]
+    if run.damaged:
+        found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")
+    found += _dropped(run) + [clean(text, 400) for text in (warned if isinstance(warned, list) else [])[:50]]
+    return [text for text in found if text]
+
+
+def _unfinished(run: Run) -> str:
+    if run.summary:
+        return ""
+    goal = number(mapping(run.manifest.get("experiment")).get("rounds"))
+    of = f" of {goal:.0f}" if goal else ""
+    return f"In progress, or stopped early: {run.done}{of} rounds so far and no summary yet."
+
+
+def _diverged(run: Run) -> str:
+    """From which round on the loss is no number."""
+    lost = None
+    for entry in reversed(run.rounds):
+        if "loss" not in entry or number(entry["loss"]) is not None:
+            break
+        lost = entry["round"]
+    return "" if lost is None else f"The loss stopped being a number in round {lost}: the model has diverged."
+
+
+def _dropped(run: Run) -> list[str]:
+    """Updates that the server refused, by owner and reason."""
+    found: dict[str, list[int]] = {}
+    for entry in run.rounds:
+        drops = entry.get("dropped")
+        for drop in map(mapping, drops if isinstance(drops, list) else []):
+            who = f"{clean(drop.get('client') or 'an owner')}: {clean(drop.get('reason') or 'unknown reason', 200)}"
+            found.setdefault(who, []).append(entry["round"])
+    return [
+        f"{plural(len(rounds), 'update')} dropped, {who} (round {', '.join(map(str, rounds[:6]))}"
+        + (" and later)." if len(rounds) > 6 else ").")
+        for who, rounds in list(found.items())[:40]
+    ]
+
+
+def _idle(run: Run, baseline: Run | None, steps: int | None) -> str:
+    if baseline is None or run is baseline or steps is None or run.judged != baseline.judged:
+        return ""
+    own, plain = run.quality(steps), baseline.quality(steps)
+    if own is None or plain is None or own > plain:
+        return ""
+    start = f"After {plural(steps, 'step')} it is no better than the random initialisation"
+    return f"{start} ({db(own)} dB against {db(plain)})."
+
+
+def _naive(run: Run) -> str:
+    """Both figures where PSNR_p alone would mislead: at the floor or under it, while another attack is above."""
+    value = number(run.latest("psnr_p"))
+    if value is None or not run.worst or not run.ground or not value < run.ground[1] + CLOSE <= run.worst[1]:
+        return ""
+    both = f"{db(value)} dB against {db(run.worst[1])} dB of another attack"
+    return f"A low PSNR_p alone says nothing about privacy. Here it is {both}."

@@ -1,0 +1,76 @@
+"""The full audit of a run on disk: every attack on what the server saw, written beside the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedfields.audit import AuditResult, AuditSettings, Observation, audit, load_observations
+from fedfields.errors import UserError
+from fedfields.gallery import save_sheet
+from fedfields.runtime.pool import one_thread
+from fedfields.runtime.run import SHOWN, clean, grid_of, load_experiment, set_up
+from fedfields.store import write_json
+
+Advance = Callable[[str, int, int], None]
+
+
+def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = None) -> dict:
+    """Attacks the uploads that a run kept, writes ``audit.json`` and the pictures; returns the content of the file.
+
+    Attacks are compared on the clients that all of them attacked. The headline is the round in which most was
+    recovered; every round is listed.
+
+    Raises:
+        UserError: no such run, or it kept no observations.
+    """
+    setup = set_up(load_experiment(folder))
+    files = sorted((folder / "observations").glob("round-*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} kept no uploads to attack: nobody sends anything in a run without rounds")
+    truths = {client.name: grid_of(client.train[0].query) for client in setup.federation.clients}
+    results: dict[int, AuditResult] = {}
+    with one_thread():
+        for file in _spread(files, settings.rounds):
+            seen = [one for one in load_observations(file) if one.client in truths]
+            attacked = _rotate(seen, len(results), settings.clients)
+            result = audit(
+                attacked,
+                truths,
+                setup.loss,
+                setup.experiment.method,
+                level="full",
+                settings=settings,
+                run_seed=setup.experiment.seed,
+                advance=advance,
+            )
+            results[attacked[0].round] = result.only([one.client for one in attacked[: settings.clients]])
+    worst = max(results, key=lambda number: results[number].leak["worst"])
+    columns, rows = results[worst].sheet(SHOWN)
+    title = f"What the server reconstructs from one upload of round {worst}"
+    save_sheet(folder / "images", "server", title, columns, rows)
+    content = results[worst].to_json() | {
+        "round": worst,
+        "rounds": {
+            str(number): {"worst": result.leak["worst"], "attacks": result.leak, "floor": result.floor}
+            for number, result in results.items()
+        },
+    }
+    content = clean(content)
+    write_json(folder / "audit.json", content)
+    return content
+
+
+def _spread(files: list[Path], count: int) -> list[Path]:
+    """The first, the last, and others evenly between."""
+    if count >= len(files):
+        return files
+    if count == 1:
+        return files[:1]
+    return [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
+
+
+def _rotate(seen: list[Observation], turn: int, count: int) -> list[Observation]:
+    """Another part of the cohort first in every round."""
+    first = turn * count % len(seen)
+    return seen[first:] + seen[:first]
