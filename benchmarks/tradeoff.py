@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fedfields.audit.settings import AuditSettings
 from fedfields.config import Experiment, preset
+from fedfields.effort import AuditSettings
 from fedfields.objectives import MeNF
 from fedfields.privacy import Noise
 from fedfields.scenes.data import Data

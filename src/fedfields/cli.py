@@ -187,7 +187,7 @@ def _audit(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 1:
         raise UserError(f"fedfields audit needs one RUN, found {len(words)}")
-    from fedfields.audit.settings import AuditSettings
+    from fedfields.effort import AuditSettings
 
     about = "Attack the uploads that a run kept (rounds with an evaluation) and write audit.json, pictures, report."
     settings = _parse(AuditSettings, AuditSettings(), flags, "fedfields audit RUN", about)

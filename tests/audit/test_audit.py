@@ -74,7 +74,9 @@ def test_the_simulated_update_is_the_real_one(name, optimizer):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_its_gradient_with_respect_to_the_picture_equals_finite_differences(name):
-    method, start = Method(OBJECTIVES[name], Local(steps=2, lr=0.05, clip=0.0)), params_of()
+    # Mirror images are taken as given, so from the second step on the antithetic gradient is only nearly exact.
+    steps = 1 if name == "antithetic" else 2
+    method, start = Method(OBJECTIVES[name], Local(steps=steps, lr=0.05, clip=0.0)), params_of()
     values = signal_of().values.clone().requires_grad_()
     probe = tree.randn_like(start, generator(0))
 
@@ -201,17 +203,15 @@ def attack_of(method, observation, seed=3):
     return simulated, tree.sub(observation.upload, observation.start)
 
 
-@pytest.mark.parametrize("name", ["fit", "menf", "antithetic"])
+@pytest.mark.parametrize("name", ["fit", "fomaml", "reptile", "menf"])
 def test_inversion_recovers_a_tiny_picture_and_only_from_its_own_update(name):
     """More weights than numbers in the picture: it comes back nearly whole, also under FedMeNF's loss."""
     from fedfields.fields import Siren
 
     start = tree.to(Siren(16, 2).init(2, 3, generator(0)), torch.float64)
-    wide = {
-        "fit": Fit(),
-        "menf": MeNF(Maml(Inner(2, 0.05, 0)), 0.75),
-        "antithetic": Antithetic(Maml(Inner(2, 0.05, 0))),
-    }
+    inner = Inner(2, 0.05, 0)
+    first_order = Maml(inner, first_order=True)
+    wide = {"fit": Fit(), "fomaml": first_order, "reptile": Reptile(inner), "menf": MeNF(first_order, 0.25)}
     method = Method(wide[name], Local(steps=1, lr=0.1))
     prior = prior_from(OTHERS, PICTURE)
     floor = psnr(PICTURE.reshape(-1, 3).mean(0).expand_as(PICTURE), PICTURE)

@@ -299,7 +299,10 @@ def test_flags_reach_the_experiment(pictures, tmp_path, capsys):
 
 
 def test_help_answers_without_torch():
-    code = "import sys; from fedfields.cli import main\ntry: main({!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from fedfields.cli import main\n"
+        "try: main({!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     for arguments in (["--help"], ["run", "--help"], ["presets"], ["check", "--help"], ["audit", "--help"]):
         subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, stdout=subprocess.DEVNULL)
 

@@ -11,7 +11,6 @@ import pytest
 import tyro
 from PIL import Image
 
-from fedfields.errors import UserError
 from fedfields.scenes.data import Data
 from tests.scenes.test_clips import greys, write_folder, write_gif, write_npz
 from tests.scenes.test_images import refusal

@@ -73,7 +73,7 @@ def test_public_surrogates_do_not_depend_on_the_picture_at_all():
 
 
 def test_own_surrogates_depend_on_the_ten_statistics_alone():
-    """A picture, and the same mirrored and moved around (equal statistics), give equal uploads; another one does not."""
+    """A picture, and the same mirrored and moved around (equal statistics), give equal uploads; another does not."""
     picture = texture((12, 12), STATISTICS, generator(3)).float()
     moved = picture.flip(0).roll((3, 5), (0, 1))
     assert not torch.equal(picture, moved)

@@ -19,6 +19,7 @@ from fedfields.audit.newton import invert
 from fedfields.audit.observe import Observation as Observation
 from fedfields.audit.observe import load_observations as load_observations
 from fedfields.audit.observe import save_observations as save_observations
+from fedfields.audit.polish import polish
 from fedfields.audit.prior import prior_from
 from fedfields.audit.readouts import (
     Readout,
@@ -30,8 +31,8 @@ from fedfields.audit.readouts import (
     quick_readouts,
 )
 from fedfields.audit.result import AuditResult as AuditResult
-from fedfields.audit.settings import AuditSettings as AuditSettings
-from fedfields.audit.simulate import draw_spread, simulate
+from fedfields.audit.simulate import calm, deviation, simulate
+from fedfields.effort import AuditSettings as AuditSettings
 from fedfields.federation import Method
 from fedfields.losses import FieldLoss
 from fedfields.privacy import Noise
@@ -134,7 +135,7 @@ def _invert(
     run_seed: int,
     result: AuditResult,
 ) -> None:
-    """Gradient matching and Gauss-Newton, with and without knowledge of the pixel draws."""
+    """Gradient matching, Gauss-Newton and its polish, with and without knowledge of the pixel draws."""
     update = tree.sub(one.upload, one.start)
     if not all(bool(torch.isfinite(leaf).all()) for leaf in update.values()):
         return
@@ -142,15 +143,16 @@ def _invert(
     result.enter_floor("mean_of_others", one.client, prior.mean.reshape(-1, truth.values.shape[-1]), truth.values)
     added = _noise_of(method, update)
     random = generator(settings.seed, "audit", one.round, one.client)
-    spread = draw_spread(method, prior.mean, one.start, loss, random)
+    quiet = calm(method, len(truth))
+    spread = deviation(method, quiet, prior.mean, one.start, loss, random)
 
     def with_draws(values: Tensor) -> Params:
         """The client's own draws, replayed."""
         return simulate(method, values, one.start, loss, generator(run_seed, "visit", one.round, one.client))
 
-    def with_fixed_draws(values: Tensor) -> Params:
-        """Other draws than the client's, the same at every call: what they change is noise to the attacker."""
-        return simulate(method, values, one.start, loss, generator(settings.seed, "draws", one.client))
+    def without_draws(values: Tensor) -> Params:
+        """Whole pictures, or other draws than the client's: what the client's change is noise to the attacker."""
+        return simulate(quiet, values, one.start, loss, generator(settings.seed, "draws", one.client))
 
     def with_fresh_draws(values: Tensor) -> Params:
         return simulate(method, values, one.start, loss, random)
@@ -158,7 +160,7 @@ def _invert(
     with torch.no_grad():
         shown = loss.field(one.start, GridSignal(truth.values).everything().inputs).reshape(truth.values.shape)
     starts = starting_pictures(prior.mean, shown, random)
-    cases = [("unknown", with_fresh_draws, with_fixed_draws, (added**2 + 2 * spread**2).sqrt())]
+    cases = [("unknown", with_fresh_draws, without_draws, (added**2 + spread**2).sqrt())]
     if settings.known_draws:
         cases.append(("known", with_draws, with_draws, torch.as_tensor(added)))
     for draws, matched, inverted, noise in cases:
@@ -166,6 +168,8 @@ def _invert(
         result.enter(f"matching_{draws}", one.client, _flat(recovered), truth.values)
         recovered = invert(inverted, update, prior, noise=noise, products=settings.newton_products)
         result.enter(f"newton_{draws}", one.client, _flat(recovered), truth.values)
+        recovered = polish(inverted, update, recovered, noise=noise, steps=settings.polish_steps)
+        result.enter(f"polished_{draws}", one.client, _flat(recovered), truth.values)
 
 
 def _flat(values: Tensor) -> Readout:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedfields.scenes.texture import frequencies, statistics_of
+from fedfields.scenes.texture import frequencies
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,21 +32,38 @@ class PicturePrior:
 
 
 def prior_from(pictures: list[Tensor], like: Tensor) -> PicturePrior:
-    """A prior from other people's pictures of the same shape; grey with a 1/f spectrum if there are none."""
-    shape, channels = tuple(like.shape[:-1]), like.shape[-1]
+    """A prior from other people's pictures of the same shape; grey with a 1/f spectrum if there are too few."""
     fitting = [one for one in pictures if one.shape == like.shape]
-    radius = frequencies(shape).to(like)
-    radius.view(-1)[0] = 0.5 / max(shape)
-    if len(fitting) < 2:
-        mean, slope = torch.full_like(like, 0.5), 1.2
-        root = 0.2 * torch.linalg.cholesky(0.8 + 0.2 * torch.eye(channels, dtype=like.dtype))
-    else:
-        stack = torch.stack(fitting)
-        mean = stack.mean(0)
-        found = [statistics_of(one - mean) for one in fitting]
-        slope = sum(one.slope for one in found) / len(found)
-        second = torch.stack([one.covariance + torch.outer(one.mean, one.mean) for one in found]).mean(0)
-        second = second * len(found) / (len(found) - 1)
-        root = torch.linalg.cholesky(second + 1e-5 * torch.eye(channels, dtype=like.dtype))
-    amplitude = radius**-slope
-    return PicturePrior(mean, amplitude / amplitude.square().mean().sqrt(), root)
+    if len(fitting) < 3:
+        return _grey_prior(like)
+    stack = torch.stack(fitting)
+    mean = stack.mean(0)
+    residuals = (stack - mean) * (len(fitting) / (len(fitting) - 1)) ** 0.5
+    flat = residuals.reshape(-1, like.shape[-1])
+    root = torch.linalg.cholesky(flat.T @ flat / len(flat) + 1e-5 * torch.eye(like.shape[-1], dtype=like.dtype))
+    white = torch.linalg.solve_triangular(root, flat.T, upper=False).T.reshape(residuals.shape)
+    axes = tuple(range(1, white.dim() - 1))
+    power = torch.fft.fftn(white, dim=axes).abs().square().mean((0, -1)) / mean[..., 0].numel()
+    return PicturePrior(mean, _power_law(power).sqrt(), root)
+
+
+def _power_law(power: Tensor) -> Tensor:
+    """The power spectrum ``[*shape]`` smoothed to ``radius ** k`` with the same total; zero frequency as it is."""
+    radius = frequencies(tuple(power.shape)).to(power).reshape(-1)
+    flat = power.reshape(-1)
+    x, y = radius[1:].log(), flat[1:].clamp_min(1e-12).log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    law = radius**slope
+    law = law * flat[1:].sum() / law[1:].sum()
+    law[0] = flat[0]
+    return law.reshape(power.shape)
+
+
+def _grey_prior(like: Tensor) -> PicturePrior:
+    """Nothing known but that pictures are smooth and their channels vary together."""
+    channels = like.shape[-1]
+    radius = frequencies(tuple(like.shape[:-1])).to(like)
+    radius.view(-1)[0] = 0.5 / max(like.shape[:-1])
+    amplitude = radius**-1.2
+    root = 0.2 * torch.linalg.cholesky(0.8 + 0.2 * torch.eye(channels, dtype=like.dtype))
+    return PicturePrior(torch.full_like(like, 0.5), amplitude / amplitude.square().mean().sqrt(), root)

@@ -22,6 +22,8 @@ SHOWN_FIRST = (
     "matching_unknown",
     "newton_unknown",
     "newton_known",
+    "polished_unknown",
+    "polished_known",
 )
 """Columns of the contact sheet, as far as they were tried."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from fedfields import tree
 from fedfields.federation import Method
 from fedfields.losses import FieldLoss
+from fedfields.privacy import Noise
 from fedfields.scenes.grid import GridSignal
 from fedfields.types import Params, Task, Visit
 
@@ -16,7 +20,7 @@ def simulate(method: Method, values: Tensor, start: Params, loss: FieldLoss, gen
     """The update ``w - theta`` that a client with the picture ``values`` would arrive at.
 
     Args:
-        method: objective and local training; its protections are not applied.
+        method: objective, local training and clips; the noise of its protections is not drawn.
         values: ``[*shape, C]``; the result depends on it differentiably.
         start: the broadcast weights.
         loss: of the field.
@@ -28,14 +32,48 @@ def simulate(method: Method, values: Tensor, start: Params, loss: FieldLoss, gen
     params, state = tree.leaves_of(start), local.optimizer.init(start)
     for _ in range(local.steps):
         grads = method.objective.estimate(params, task, loss, context).grads
-        params, state = local.optimizer.step(params, tree.clip(grads, local.clip), state, local.lr)
-    return tree.sub(params, start)
+        params, state = local.optimizer.step(params, _clipped(grads, local.clip), state, local.lr)
+    update = tree.sub(params, start)
+    for transform in method.privacy:
+        if isinstance(transform, Noise):
+            update = _clipped(update, transform.clip, 1e-12)
+    return update
 
 
-def draw_spread(
-    method: Method, values: Tensor, start: Params, loss: FieldLoss, generator: Generator, tries: int = 4
+def _clipped(grads: Params, most: float, epsilon: float = 1e-6) -> Params:
+    """The values of :func:`fedfields.tree.clip` with their true derivative."""
+    if not most > 0:
+        return grads
+    size = tree.sqnorm(grads).sqrt()
+    return grads if bool(size <= most) else tree.scale(grads, most / (size + epsilon))
+
+
+def calm(method: Method, samples: int) -> Method:
+    """The method with as little chance in it as is affordable, for an attacker who does not know the draws.
+
+    Batches become the whole picture (of ``samples`` samples), or four times as large if that is less.
+    """
+
+    def quiet(part: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if dataclasses.is_dataclass(value):
+                changes[field.name] = quiet(value)
+            elif field.name in ("batch", "outer_batch"):
+                changes[field.name] = 4 * value if 4 * value < samples else 0
+        return dataclasses.replace(part, **changes)
+
+    return dataclasses.replace(method, objective=quiet(method.objective))
+
+
+def deviation(
+    method: Method, model: Method, values: Tensor, start: Params, loss: FieldLoss, generator: Generator, tries: int = 4
 ) -> Tensor:
-    """Standard deviation per weight of the update under the random draws, one figure for each leaf: ``[weights]``."""
-    updates = [tree.detach(simulate(method, values, start, loss, generator)) for _ in range(tries)]
-    spread = {key: torch.stack([one[key] for one in updates]).std(0).square().mean().sqrt() for key in start}
-    return torch.cat([spread[key].expand(leaf.numel()) for key, leaf in start.items()])
+    """Root mean square per leaf of what ``model`` gets wrong about the random updates of ``method``: ``[weights]``."""
+    guess = tree.detach(simulate(model, values, start, loss, generator))
+    total = tree.tree_map(lambda leaf: torch.zeros((), dtype=leaf.dtype), guess)
+    for _ in range(tries):
+        update = tree.detach(simulate(method, values, start, loss, generator))
+        total = tree.tree_map(lambda t, a, b: t + (a - b).square().mean() / tries, total, update, guess)
+    return torch.cat([total[key].sqrt().expand(leaf.numel()) for key, leaf in start.items()])

@@ -12,14 +12,17 @@ class AuditSettings:
     rounds: int = 2
     """How many of the observed rounds are attacked: the first, the last, and others evenly between."""
 
-    clients: int = 3
+    clients: int = 2
     """Clients of a round under the expensive attacks (gradient matching); read-outs see all of them."""
 
     matching_steps: int = 300
     """Adam steps of gradient matching from each start."""
 
-    newton_products: int = 160
+    newton_products: int = 1200
     """Jacobian products of the Gauss-Newton inversion: the effort of the strongest attack."""
+
+    polish_steps: int = 300
+    """Adam steps that polish the Gauss-Newton inversion under total variation."""
 
     known_draws: bool = True
     """Also attack as if the server knew which pixels the client drew: an upper bound."""
