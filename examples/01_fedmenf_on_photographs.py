@@ -1,13 +1,12 @@
 """Federated meta-learning of image fields in about ten lines: FedMeNF on the photographs of scikit-image."""
 
-from fedfields.scenes.data import Data
-
 from fedfields.federation import Local, Method
 from fedfields.fields import Siren
 from fedfields.losses import FieldLoss
 from fedfields.objectives import Inner, Maml, MeNF
 from fedfields.runtime.evaluation import quality_of
 from fedfields.runtime.inprocess import train
+from fedfields.scenes.data import Data
 from fedfields.seeds import generator
 
 photographs = Data(size=32).load(seed=0)
