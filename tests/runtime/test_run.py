@@ -140,7 +140,9 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_whole_round(pictures, tmp_path):
 def test_a_real_ctrl_c_is_one_line_and_exit_code_130(pictures, tmp_path):
     command = [sys.executable, "-m", "fedfields", "run", "maml", "--data", str(pictures), "--data.size", "16"]
     command += ["--field.width", "16", "--rounds", "100000", "--out", str(tmp_path / "r"), "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT and passes that on; the process under test must not.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     log = tmp_path / "r" / "metrics.jsonl"
     deadline = time.time() + 60
     while not (log.exists() and log.read_text().count("\n") > 3) and time.time() < deadline:
