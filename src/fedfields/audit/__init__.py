@@ -144,7 +144,13 @@ def _invert(
     added = _noise_of(method, update)
     random = generator(settings.seed, "audit", one.round, one.client)
     quiet = calm(method, len(truth))
-    spread = deviation(method, quiet, prior.mean, one.start, loss, random)
+
+    def unforeseen(values: Tensor) -> Tensor:
+        """Noise and draws of a client with about this picture, as a standard deviation per weight."""
+        return (added**2 + deviation(method, quiet, values.clamp(0, 1), one.start, loss, random) ** 2).sqrt()
+
+    def foreseen(values: Tensor) -> Tensor:
+        return torch.as_tensor(added)
 
     def with_draws(values: Tensor) -> Params:
         """The client's own draws, replayed."""
@@ -160,15 +166,15 @@ def _invert(
     with torch.no_grad():
         shown = loss.field(one.start, GridSignal(truth.values).everything().inputs).reshape(truth.values.shape)
     starts = starting_pictures(prior.mean, shown, random)
-    cases = [("unknown", with_fresh_draws, without_draws, (added**2 + spread**2).sqrt())]
+    cases = [("unknown", with_fresh_draws, without_draws, unforeseen)]
     if settings.known_draws:
-        cases.append(("known", with_draws, with_draws, torch.as_tensor(added)))
+        cases.append(("known", with_draws, with_draws, foreseen))
     for draws, matched, inverted, noise in cases:
         recovered, _ = match(matched, update, starts, settings.matching_steps)
         result.enter(f"matching_{draws}", one.client, _flat(recovered), truth.values)
-        recovered = invert(inverted, update, prior, noise=noise, products=settings.newton_products)
+        recovered = invert(inverted, update, prior, noise=noise(prior.mean), products=settings.newton_products)
         result.enter(f"newton_{draws}", one.client, _flat(recovered), truth.values)
-        recovered = polish(inverted, update, recovered, noise=noise, steps=settings.polish_steps)
+        recovered = polish(inverted, update, recovered, noise=noise(recovered), steps=settings.polish_steps)
         result.enter(f"polished_{draws}", one.client, _flat(recovered), truth.values)
 
 
