@@ -136,16 +136,10 @@ class _Mirrored:
         return len(self._signal)
 
     def sample(self, count: int, generator: Generator) -> Batch:
-        return self._mirrored(self._signal.sample(count, generator))
+        return self._mirror(self._params, self._signal.sample(count, generator))
 
     def everything(self) -> Batch:
-        return self._mirrored(self._signal.everything())
-
-    def _mirrored(self, batch: Batch) -> Batch:
-        seen = self._mirror(self._params, batch)
-        if not batch.targets.requires_grad:
-            return seen
-        return seen._replace(targets=seen.targets.detach() + (batch.targets.detach() - batch.targets))
+        return self._mirror(self._params, self._signal.everything())
 
 
 def _require_queries(base: Objective, what: str) -> None:
