@@ -24,7 +24,7 @@ from fedfields.privacy import Noise
 from fedfields.scenes.data import Data
 
 GAMMAS = (0.25, 0.5, 0.75, 1.0)
-EFFORT = AuditSettings(rounds=1, clients=2, matching_steps=150, newton_products=600)
+EFFORT = AuditSettings(rounds=1, clients=2, matching_steps=200, newton_products=900, polish_steps=150)
 """The same for every method: two pictures of the first round, in which most leaks from most methods."""
 
 NOISES = (1.0, 3.0, 10.0, 30.0)

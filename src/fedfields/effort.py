@@ -16,7 +16,7 @@ class AuditSettings:
     """Clients of a round under the expensive attacks (gradient matching); read-outs see all of them."""
 
     matching_steps: int = 300
-    """Adam steps of gradient matching from each start."""
+    """Adam steps of gradient matching; a quarter of them to choose among four starts."""
 
     newton_products: int = 1200
     """Jacobian products of the Gauss-Newton inversion: the effort of the strongest attack."""

@@ -172,7 +172,9 @@ def _invert(
     for draws, matched, inverted, noise in cases:
         recovered, _ = match(matched, update, starts, settings.matching_steps)
         result.enter(f"matching_{draws}", one.client, _flat(recovered), truth.values)
-        recovered = invert(inverted, update, prior, noise=noise(prior.mean), products=settings.newton_products)
+        recovered = invert(
+            inverted, update, prior, starts=[recovered], noise=noise(recovered), products=settings.newton_products
+        )
         result.enter(f"newton_{draws}", one.client, _flat(recovered), truth.values)
         recovered = polish(inverted, update, recovered, noise=noise(recovered), steps=settings.polish_steps)
         result.enter(f"polished_{draws}", one.client, _flat(recovered), truth.values)

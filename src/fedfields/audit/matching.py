@@ -2,7 +2,7 @@
 
 Geiping et al., *Inverting Gradients*, NeurIPS 2020, eq. 4: Adam on 1 - cosine + total variation; the idea is that of
 Zhu et al., *Deep Leakage from Gradients*, NeurIPS 2019. Starts: the mean of other people's pictures, the render of
-the broadcast model, noise. The attacker keeps the start with the lowest objective: it cannot see the truth.
+the broadcast model, grey, noise. The attacker keeps the start with the lowest objective: it cannot see the truth.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def match(
     Args:
         simulated: a picture to its update, differentiable.
         update: the observed ``w - theta``.
-        starts: pictures to begin with, by name.
-        steps: Adam steps from each.
+        starts: pictures to begin with, by name; each gets a quarter of the steps, and the best then all of them.
+        steps: of Adam.
     """
-    found = {name: _descend(simulated, update, picture, steps) for name, picture in starts.items()}
+    found = {name: _descend(simulated, update, picture, max(1, steps // 4)) for name, picture in starts.items()}
     best = min(found, key=lambda name: found[name][1])
-    return found[best][0], best
+    return _descend(simulated, update, found[best][0], steps)[0], best
 
 
 def _descend(
@@ -82,6 +82,7 @@ def total_variation(values: Tensor) -> Tensor:
 
 
 def starting_pictures(mean: Tensor, broadcast: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """Public mean, render of the broadcast model, noise."""
-    noise = 0.5 + 0.2 * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-    return {"mean": mean, "broadcast": broadcast.nan_to_num(0.5), "noise": noise}
+    """Public mean, render of the broadcast model, grey, noise."""
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    shown = broadcast.nan_to_num(0.5) + 0.02 * noise  # The render itself would give no update, which has no direction.
+    return {"mean": mean, "broadcast": shown, "grey": torch.full_like(mean, 0.5), "noise": 0.5 + 0.2 * noise}

@@ -30,6 +30,20 @@ class PicturePrior:
         coloured = torch.fft.ifftn(torch.fft.fftn(z, dim=axes) * self.amplitude[..., None], dim=axes).real
         return self.mean + coloured @ self.root.T
 
+    def white(self, picture: Tensor, error: float = 0.5) -> Tensor:
+        """A white noise of which ``picture`` is about right (Wiener's filter): both ``[*shape, C]``.
+
+        Args:
+            picture: known up to white errors.
+            error: their standard deviation, in units of the prior's colours; 0 inverts :meth:`picture`.
+        """
+        axes = tuple(range(picture.dim() - 1))
+        residual = (picture - self.mean).reshape(-1, picture.shape[-1])
+        plain = torch.linalg.solve_triangular(self.root, residual.T, upper=False).T.reshape(picture.shape)
+        amplitude = self.amplitude[..., None]
+        spectrum = torch.fft.fftn(plain, dim=axes) * amplitude / (amplitude.square() + error**2)
+        return torch.fft.ifftn(spectrum, dim=axes).real
+
 
 def prior_from(pictures: list[Tensor], like: Tensor) -> PicturePrior:
     """A prior from other people's pictures of the same shape; grey with a 1/f spectrum if there are too few."""
