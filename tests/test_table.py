@@ -53,11 +53,11 @@ def test_every_field_learns_images_and_clips(name, in_dim, shape):
     start = field.init(in_dim, 3, torch.Generator().manual_seed(0))
     task = task_of(shape=shape, dtype=torch.float32)
     client = clients_of(1)[0]._replace(train=(task,))
-    loss, method = FieldLoss(field), Method(Fit(), Local(steps=100, lr=0.01, optimizer=Adam()))
+    loss, method = FieldLoss(field), Method(Fit(), Local(steps=100, lr=0.003, optimizer=Adam()))
     found = train(method, [client], loss, start, rounds=2, cohort=1)
     batch = task.query.everything()
     assert field(found, batch.inputs).shape == batch.targets.shape
-    assert float(loss(found, batch)) < 0.9 * float(loss(start, batch))
+    assert float(loss(found, batch)) < 0.5 * float(loss(start, batch))
 
 
 def test_the_table_is_whole():

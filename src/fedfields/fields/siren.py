@@ -46,12 +46,11 @@ class Siren:
         return params
 
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
-        """``[B, in_dim]`` to ``[B, out_dim]``; colours are not clamped.
+        """``[B, in_dim]`` to ``[B, out_dim]``; colours are not clamped."""
+        from fedfields.kernels import sine
 
-        ``w0`` multiplies the small weights rather than the large activations: the same function, one pass less.
-        """
         hidden = inputs
         for i in range(self.depth):
             weight, bias = params[f"layers.{i}.weight"], params[f"layers.{i}.bias"]
-            hidden = torch.nn.functional.linear(hidden, self.w0 * weight, self.w0 * bias).sin()
+            hidden = sine(torch.nn.functional.linear(hidden, weight, bias), self.w0)
         return torch.nn.functional.linear(hidden, params["last_layer.weight"], params["last_layer.bias"] + 0.5)
