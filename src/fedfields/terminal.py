@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedfields.report.words import attack_name
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -130,11 +132,15 @@ def show_audit(result: Mapping[str, Any]) -> None:
         table.add_row(f"floor: {escape(name.replace('_', ' '))}", _number(value), "no upload needed")
     attacks = sorted((result.get("attacks") or {}).items(), key=lambda item: -(item[1]["psnr"] or -math.inf))
     for name, attack in attacks:
-        kind = "oracle fit: an upper bound" if attack.get("oracle") else "a real attack"
-        table.add_row(escape(name), _number(attack["psnr"]), kind)
+        helped = "the truth" if attack.get("oracle") else "the pixel draws" if attack.get("helped") else ""
+        kind = f"knows {helped}: an upper bound" if helped else "a real attack"
+        table.add_row(escape(attack_name(name)), _number(attack["psnr"]), kind)
     console.print(table)
     worst = result.get("worst") or {}
-    console.print(f"worst: {escape(str(worst.get('attack')))} at {_number(worst.get('psnr'))} dB")
+    console.print(
+        f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: {_number(worst.get('psnr'))} dB, "
+        f"by real attacks {_number(result.get('worst_real'))} dB"
+    )
 
 
 def show_presets() -> None:

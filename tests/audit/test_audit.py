@@ -254,6 +254,11 @@ def test_broken_uploads_do_not_break_the_audit():
     assert all(math.isfinite(value) for row in content["attacks"].values() for value in row["per_client"].values())
     assert set(content["floor"]) == {"constant", "affine_public", "mean_of_others"}
     assert content["attacks"]["direct"]["oracle"] is False and content["attacks"]["affine"]["oracle"] is True
+    helped = {name for name, attack in content["attacks"].items() if attack["helped"]}
+    assert {"affine", "matching_known"} <= helped and not helped & {"direct", "learned", "newton_unknown"}
+    real = [row["per_client"] for name, row in content["attacks"].items() if name not in helped]
+    best = [max(row[client] for row in real if client in row) for client in "abc"]
+    assert content["worst_real"] == pytest.approx(sum(best) / 3) and content["worst_real"] <= content["worst"]["psnr"]
 
 
 def test_observations_survive_the_journey_to_disk(tmp_path):

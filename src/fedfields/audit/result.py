@@ -73,6 +73,14 @@ class AuditResult:
         """Mean over clients of each floor."""
         return {name: _mean(figures) for name, figures in self.floors.items()}
 
+    def helped(self, attack: str) -> bool:
+        """Whether an attack used what a server does not have: the truth, or the client's pixel draws."""
+        return attack in self.oracles or attack.endswith("_known")
+
+    def leak_of(self, attacks: list[str]) -> float | None:
+        """Mean over clients of the best that some of the attacks recovered; None without any."""
+        return AuditResult({name: self.figures[name] for name in attacks}).leak.get("worst")
+
     def only(self, clients: list[str]) -> AuditResult:
         """The same for some of the clients, so that all attacks are compared on the same pictures."""
 
@@ -102,6 +110,7 @@ class AuditResult:
                 "psnr": _mean(figures),
                 "per_client": figures,
                 "oracle": name in self.oracles,
+                "helped": self.helped(name),
                 "level": "cheap" if name in QUICK else "full",
             }
             for name, figures in self.figures.items()
@@ -110,6 +119,7 @@ class AuditResult:
         return {
             "attacks": attacks,
             "worst": {"attack": best, "psnr": self.leak["worst"], "per_client": self.worst},
+            "worst_real": self.leak_of([name for name in attacks if not self.helped(name)]),
             "floor": self.floor,
         }
 

@@ -228,7 +228,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 def _attack(name: str, entry: Mapping[str, Any]) -> Attack:
     owners = [value for each in mapping(entry.get("per_client")).values() if (value := number(each)) is not None]
-    helped = bool(entry.get("oracle")) or name.endswith("_known")
+    helped = bool(entry.get("helped") or entry.get("oracle")) or name.endswith("_known")
     return Attack(number(entry.get("psnr")), max(owners, default=None), helped, clean(entry.get("level") or ""))
 
 

@@ -30,6 +30,8 @@ ATTACKS = {
     "matching_unknown": "gradient matching, pixel draws unknown",
     "newton_known": "Gauss-Newton inversion, pixel draws known",
     "newton_unknown": "Gauss-Newton inversion, pixel draws unknown",
+    "polished_known": "inversion and polish, pixel draws known",
+    "polished_unknown": "inversion and polish, pixel draws unknown",
 }
 
 
