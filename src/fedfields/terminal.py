@@ -138,8 +138,8 @@ def show_audit(result: Mapping[str, Any]) -> None:
     console.print(table)
     worst = result.get("worst") or {}
     console.print(
-        f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: {_number(worst.get('psnr'))} dB, "
-        f"by real attacks {_number(result.get('worst_real'))} dB"
+        f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: "
+        f"{_number(worst.get('psnr'))} dB, by real attacks {_number(result.get('worst_real'))} dB"
     )
 
 

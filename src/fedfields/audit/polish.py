@@ -38,7 +38,7 @@ def polish(
     noise: Tensor | float = 0.0,
     steps: int = 300,
 ) -> Tensor:
-    """The recovered picture ``[*shape, C]``, in [0, 1].
+    """The recovered picture ``[*shape, C]``, in [0, 1]: of all that were passed, the best at the last precision.
 
     Args:
         simulated: a picture to its update, differentiable.
@@ -49,21 +49,26 @@ def polish(
     """
     target, factors = scaled(update)
     target, unknown = target / factors, torch.as_tensor(noise) ** 2
+    finest = (unknown + (FINE / factors) ** 2).sqrt()
     values = picture.detach().nan_to_num(0.5).clamp(0, 1).requires_grad_()
+    best, lowest = values.detach().clone(), math.inf
     optimiser = torch.optim.Adam([values], lr=RATE)
     for step in range(steps):
         done = step / max(1, steps - 1)
         optimiser.param_groups[0]["lr"] = RATE * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
         sigma = (unknown + (COARSE * (FINE / COARSE) ** done / factors) ** 2).sqrt()
-        misfit = ((tree.flatten(simulated(values)) - target) / sigma).square().sum() / 2
-        (slope,) = torch.autograd.grad(misfit + EDGE * edges(values), values)
+        residual, roughness = tree.flatten(simulated(values)) - target, EDGE * edges(values)
+        (slope,) = torch.autograd.grad((residual / sigma).square().sum() / 2 + roughness, values)
         if not bool(torch.isfinite(slope).all()):
             break
+        now = float(((residual / finest).square().sum() / 2 + roughness).detach())
+        if now < lowest:
+            best, lowest = values.detach().clone(), now
         values.grad = slope
         optimiser.step()
         with torch.no_grad():
             values.clamp_(0, 1)
-    return values.detach()
+    return best
 
 
 def edges(values: Tensor) -> Tensor:
