@@ -1,10 +1,20 @@
 """Every kernel beside its twin, values and derivatives, and against double precision."""
 
+import math
+
 import pytest
 import torch
 
-from fedfields.kernels import sine
+from fedfields.kernels import hashing, packed, sine
 from fedfields.kernels.sine import plain
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request):
+    """Kernels share their work among as many threads as torch has."""
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
 
 
 def points(scale: float = 1.0, count: int = 999) -> torch.Tensor:
@@ -57,3 +67,140 @@ def test_sine_of_what_is_not_finite_is_not_a_number():
 def test_sine_on_a_gpu_is_the_twin():
     x = points().cuda()
     assert torch.equal(sine(x, 30.0), plain(x, 30.0))
+
+
+def table_of(levels=4, log2_rows=10, dtype=torch.float32, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(levels, 2**log2_rows, 2, generator=random, dtype=torch.float64).to(dtype)
+
+
+CELLS = hashing.resolutions(4, 4, 37)
+"""The first level's 125 corners fit into 1024 rows; the last ones are hashed."""
+
+
+def cube(count=500, dtype=torch.float32):
+    points = torch.rand(count, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points[0], points[1], points[2] = 0.0, 1.0, torch.tensor([0.5, 1.0, 0.25])
+    return points.to(dtype)
+
+
+def test_resolutions_grow_geometrically():
+    assert hashing.resolutions(5, 16, 256) == [16, 32, 64, 128, 256]
+    assert hashing.resolutions(1, 7, 100) == [7]
+
+
+def test_hash_encoding_is_its_twin(threads):
+    points, table = cube(5000), table_of()
+    ours = hashing.hash_encode(points, table, CELLS)
+    twin = hashing.plain(points.double(), table.double(), CELLS)
+    assert ours.shape == (5000, 8) and (ours - twin).abs().max() < 2e-5
+
+
+def test_hash_gradients_are_those_of_the_twin_to_the_second_order(threads):
+
+    def gradients(function, points, table):
+        table = table.clone().requires_grad_()
+        features = function(points, table, CELLS)
+        (first,) = torch.autograd.grad((features**3).sum(), table, create_graph=True)
+        (second,) = torch.autograd.grad((first**2).sum(), table)
+        return first.detach(), second
+
+    ours = gradients(hashing.hash_encode, cube(), table_of())
+    twin = gradients(hashing.plain, cube(dtype=torch.float64), table_of(dtype=torch.float64))
+    for a, b in zip(ours, twin, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.abs().max()
+
+
+def test_hash_encoding_has_gradients_with_respect_to_points():
+    points = cube(dtype=torch.float64)[3:20].requires_grad_()
+    table = table_of(dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: hashing.hash_encode(x, table, CELLS), points)
+
+
+def test_a_level_that_fits_is_trilinear_interpolation():
+    """Against torch's own sampler of dense volumes."""
+    cells = 7
+    table = table_of(1, 9)
+    volume = table[0, : (cells + 1) ** 3].view(1, 8, 8, 8, 2).permute(0, 4, 1, 2, 3)
+    points = cube()
+    want = torch.nn.functional.grid_sample(volume, 2 * points.view(1, -1, 1, 1, 3) - 1, align_corners=True)
+    assert torch.allclose(hashing.hash_encode(points, table, [cells]), want[0, :, :, 0, 0].T, atol=1e-5)
+
+
+def test_points_outside_the_cube_are_on_its_border():
+    inside, outside = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[-3.0, 1.5, 0.5]])
+    for function in (hashing.hash_encode, hashing.plain):
+        assert torch.equal(function(inside, table_of(), CELLS), function(outside, table_of(), CELLS))
+
+
+def rays_of(count=300):
+    random = torch.Generator().manual_seed(3)
+    origins = torch.rand(count, 3, generator=random)
+    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=random), dim=1)
+    directions[0] = torch.tensor([0.0, 0.0, -1.0])  # Along an axis: never leaves its cells sideways.
+    far = torch.where(directions > 0, (1 - origins) / directions, -origins / directions)
+    far = torch.where(directions == 0, torch.inf, far).amin(1)
+    jitter = torch.rand(count, generator=random)
+    occupied = torch.rand(16, 16, 16, generator=random) < 0.3
+    return origins, directions, torch.zeros(count), far, jitter, occupied
+
+
+def test_marching_is_its_twin(threads):
+    rays = rays_of(600)
+    ours, twin = packed.march(*rays, step=0.013), packed.march_plain(*rays, step=0.013)
+    assert torch.equal(ours.offsets, twin.offsets) and torch.equal(ours.ray, twin.ray)
+    assert torch.allclose(ours.middle, twin.middle, atol=1e-6) and len(ours.middle) > 1000
+
+
+def test_marching_through_full_and_empty_space():
+    origins, directions, near, far, jitter, occupied = rays_of()
+    full = packed.march(origins, directions, near, far, jitter, torch.ones_like(occupied), 0.01)
+    expected = ((far - near) / 0.01 - jitter).ceil().clamp_min(0).long()
+    assert (full.offsets.diff() - expected).abs().max() <= 1  # The last sample may fall on the border.
+    empty = packed.march(origins, directions, near, far, jitter, torch.zeros_like(occupied), 0.01)
+    assert len(empty.middle) == 0 and empty.offsets.sum() == 0
+    colour, opacity, depth = packed.composite(torch.zeros(0), torch.zeros(0, 3), empty)
+    assert colour.shape == (300, 3) and not opacity.any() and not depth.any()
+
+
+def samples_of(dtype=torch.float64):
+    random = torch.Generator().manual_seed(4)
+    samples = packed.march_plain(*rays_of(), step=0.013)
+    density = 40 * torch.rand(len(samples.ray), generator=random, dtype=torch.float64)
+    colour = torch.rand(len(samples.ray), 3, generator=random, dtype=torch.float64)
+    samples = samples._replace(middle=samples.middle.to(dtype), delta=samples.delta.to(dtype))
+    return density.to(dtype), colour.to(dtype), samples
+
+
+def test_compositing_is_its_twin_in_values_and_gradients(threads):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        density, colour, samples = samples_of(dtype)
+        density.requires_grad_(), colour.requires_grad_()
+        rendered = packed.composite(density, colour, samples)
+        weights = [1 + torch.arange(leaf.numel()).view(leaf.shape) % 7 for leaf in rendered]
+        total = sum((leaf * weight).sum() for leaf, weight in zip(rendered, weights, strict=True))
+        found.append([*rendered, *torch.autograd.grad(total, (density, colour))])
+    for ours, twin in zip(*found, strict=True):
+        assert (ours - twin).abs().max() < 1e-5 * twin.abs().max()
+
+
+def test_compositing_a_slab_is_the_law_of_beer_and_lambert():
+    """A homogeneous slab of density s and length L: opacity 1 - exp(-s L), whatever the samples."""
+    for count in (1, 10, 100):
+        delta = torch.full((count,), 2.0 / count)
+        middle = (torch.arange(count) + 0.5) * delta
+        samples = packed.Packed(torch.zeros(count, dtype=torch.int64), middle, delta, torch.tensor([0, count]))
+        colour, opacity, depth = packed.composite(torch.full((count,), 0.7), torch.full((count, 3), 0.25), samples)
+        assert opacity.item() == pytest.approx(1 - math.exp(-1.4), rel=1e-6)
+        assert colour[0, 0].item() == pytest.approx(0.25 * (1 - math.exp(-1.4)), rel=1e-6)
+    exact = (1 - math.exp(-1.4) * (1 + 1.4)) / 0.7  # Integral of t s exp(-s t) from 0 to 2.
+    assert depth.item() == pytest.approx(exact, rel=1e-3)
+
+
+def test_the_compiled_compositing_refuses_a_second_derivative():
+    density, colour, samples = samples_of(torch.float32)
+    density.requires_grad_()
+    (first,) = torch.autograd.grad(packed.composite(density, colour, samples)[1].sum(), density, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.sum(), density)

@@ -46,3 +46,194 @@ def sincos(x: np.ndarray, w0: float, sin: np.ndarray, slope: np.ndarray) -> None
         b = s if odd else c
         sin[i] = -a if (turn & 2) != 0 else a
         slope[i] = -(w * b) if ((turn + 1) & 2) != 0 else w * b
+
+
+@numba.njit(inline="always")
+def _corner(x: Any, count: Any) -> Any:
+    """Lower cell index and the part beyond it along one axis."""
+    scaled = min(max(x, _F(0)), _F(1)) * _F(count)
+    low = min(np.int64(scaled), count - 1)
+    return low, scaled - _F(low)
+
+
+@numba.njit(inline="always")
+def _rows(cx: Any, cy: Any, cz: Any, count: Any, size: Any) -> Any:
+    """Rows of the eight corners of a cell; unsigned, for numba looks twice at indices that may be negative."""
+    n = count + 1
+    if n * n * n <= size:
+        a, m = np.uint64((cz * n + cy) * n + cx), np.uint64(n)
+        b, one = a + m * m, np.uint64(1)
+        return a, a + one, a + m, a + m + one, b, b + one, b + m, b + m + one
+    mask = np.uint32(size - 1)
+    x0, y0, z0 = np.uint32(cx), np.uint32(cy) * np.uint32(2654435761), np.uint32(cz) * np.uint32(805459861)
+    x1, y1, z1 = x0 + np.uint32(1), y0 + np.uint32(2654435761), z0 + np.uint32(805459861)
+    return (
+        np.uint64((x0 ^ y0 ^ z0) & mask), np.uint64((x1 ^ y0 ^ z0) & mask),
+        np.uint64((x0 ^ y1 ^ z0) & mask), np.uint64((x1 ^ y1 ^ z0) & mask),
+        np.uint64((x0 ^ y0 ^ z1) & mask), np.uint64((x1 ^ y0 ^ z1) & mask),
+        np.uint64((x0 ^ y1 ^ z1) & mask), np.uint64((x1 ^ y1 ^ z1) & mask),
+    )  # fmt: skip
+
+
+@compiled
+def encode(points: np.ndarray, table: np.ndarray, cells: np.ndarray, out: np.ndarray, block: int) -> None:
+    """``out [N, 2 L]`` from ``points [N, 3]`` and ``table [L, T, 2]``, blocks of points level by level."""
+    count, size = points.shape[0], table.shape[1]
+    for start in range(0, count, block):
+        end = min(start + block, count)
+        for level in range(cells.shape[0]):
+            rows, n = table[level], cells[level]
+            for i in range(start, end):
+                cx, u = _corner(points[i, 0], n)
+                cy, v = _corner(points[i, 1], n)
+                cz, w = _corner(points[i, 2], n)
+                a, b, c, d, e, f, g, h = _rows(cx, cy, cz, n, size)
+                p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
+                pq, uq, pv, uv = p * q, u * q, p * v, u * v
+                out[i, 2 * level] = r * (pq * rows[a, 0] + uq * rows[b, 0] + pv * rows[c, 0] + uv * rows[d, 0]) + w * (
+                    pq * rows[e, 0] + uq * rows[f, 0] + pv * rows[g, 0] + uv * rows[h, 0]
+                )
+                out[i, 2 * level + 1] = r * (
+                    pq * rows[a, 1] + uq * rows[b, 1] + pv * rows[c, 1] + uv * rows[d, 1]
+                ) + w * (pq * rows[e, 1] + uq * rows[f, 1] + pv * rows[g, 1] + uv * rows[h, 1])
+
+
+@compiled
+def scatter(
+    points: np.ndarray, features: np.ndarray, cells: np.ndarray, table: np.ndarray, first: int, last: int
+) -> None:
+    """Adds ``features [N, 2 L]`` to the corners in ``table [L, T, 2]``: the transpose of :func:`encode`."""
+    count, size = points.shape[0], table.shape[1]
+    for level in range(first, last):
+        rows, n = table[level], cells[level]
+        for i in range(count):
+            x, y = features[i, 2 * level], features[i, 2 * level + 1]
+            if x == 0 and y == 0:
+                continue
+            cx, u = _corner(points[i, 0], n)
+            cy, v = _corner(points[i, 1], n)
+            cz, w = _corner(points[i, 2], n)
+            a, b, c, d, e, f, g, h = _rows(cx, cy, cz, n, size)
+            p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
+            pq, uq, pv, uv = p * q, u * q, p * v, u * v
+            rows[a, 0] += r * pq * x
+            rows[a, 1] += r * pq * y
+            rows[b, 0] += r * uq * x
+            rows[b, 1] += r * uq * y
+            rows[c, 0] += r * pv * x
+            rows[c, 1] += r * pv * y
+            rows[d, 0] += r * uv * x
+            rows[d, 1] += r * uv * y
+            rows[e, 0] += w * pq * x
+            rows[e, 1] += w * pq * y
+            rows[f, 0] += w * uq * x
+            rows[f, 1] += w * uq * y
+            rows[g, 0] += w * pv * x
+            rows[g, 1] += w * pv * y
+            rows[h, 0] += w * uv * x
+            rows[h, 1] += w * uv * y
+
+
+@numba.njit(inline="always")
+def _next(t: Any, step: Any, origin: Any, direction: Any, cell: Any, size: Any) -> Any:
+    """Samples that may be skipped before the ray leaves a cell along one axis; a large number if it never does."""
+    if direction == 0:
+        return _F(1e9)
+    wall = (_F(cell) + (_F(1) if direction > 0 else _F(0))) / _F(size)
+    return ((wall - origin) / direction - t) / step
+
+
+@numba.njit(inline="always")
+def _walk(o: Any, d: Any, near: Any, far: Any, jitter: Any, occupied: Any, step: Any, to: Any, start: Any) -> Any:
+    """Samples of one ray in occupied cells; their distances go to ``to[start:]`` if it has room."""
+    size, found, i = occupied.shape[0], 0, 0
+    write = to.size > 0
+    while True:
+        t = near + (_F(i) + jitter) * step
+        if not t < far:
+            return found
+        x, y, z = o[0] + t * d[0], o[1] + t * d[1], o[2] + t * d[2]
+        cx = min(max(np.int64(np.floor(x * _F(size))), 0), size - 1)
+        cy = min(max(np.int64(np.floor(y * _F(size))), 0), size - 1)
+        cz = min(max(np.int64(np.floor(z * _F(size))), 0), size - 1)
+        if occupied[cx, cy, cz]:
+            if write:
+                to[start + found] = t
+            found += 1
+            i += 1
+            continue
+        skip = min(
+            _next(t, step, o[0], d[0], cx, size),
+            min(_next(t, step, o[1], d[1], cy, size), _next(t, step, o[2], d[2], cz, size)),
+        )
+        i += max(1, np.int64(np.floor(skip)))  # Never past the wall: a sample there may lie in the next cell.
+
+
+@compiled
+def march_count(
+    origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, jitter: np.ndarray,
+    occupied: np.ndarray, step: float, counts: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """``counts[r + 1]``: samples of ray r."""
+    nowhere = np.empty(0, np.float32)
+    for r in range(first, last):
+        counts[r + 1] = _walk(
+            origins[r], directions[r], near[r], far[r], jitter[r], occupied, _F(step), nowhere, np.int64(0)
+        )
+
+
+@compiled
+def march_fill(
+    origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, jitter: np.ndarray,
+    occupied: np.ndarray, step: float, offsets: np.ndarray, ray: np.ndarray, middle: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """Distances of all samples, and whose they are."""
+    for r in range(first, last):
+        if offsets[r + 1] > offsets[r]:
+            ray[offsets[r] : offsets[r + 1]] = r
+            _walk(origins[r], directions[r], near[r], far[r], jitter[r], occupied, _F(step), middle, offsets[r])
+
+
+@compiled
+def composite_forward(
+    density: np.ndarray, colour: np.ndarray, middle: np.ndarray, delta: np.ndarray, offsets: np.ndarray,
+    out: np.ndarray, weights: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """``out [R, 5]``: colour, opacity, depth; and the weights ``[M]``."""
+    for r in range(first, last):
+        passed = 1.0
+        for i in range(offsets[r], offsets[r + 1]):
+            stays = math.exp(-density[i] * delta[i])
+            w = _F(passed * (1.0 - stays))
+            passed *= stays
+            weights[i] = w
+            out[r, 0] += w * colour[i, 0]
+            out[r, 1] += w * colour[i, 1]
+            out[r, 2] += w * colour[i, 2]
+            out[r, 3] += w
+            out[r, 4] += w * middle[i]
+
+
+@compiled
+def composite_backward(
+    density: np.ndarray, colour: np.ndarray, middle: np.ndarray, delta: np.ndarray, offsets: np.ndarray,
+    weights: np.ndarray, above: np.ndarray, of_density: np.ndarray, of_colour: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """From ``above [R, 5]``: ``dL/dsigma_i = delta_i (T_(i+1) q_i - sum_(j>i) w_j q_j)``, q_i the gradient of w_i."""
+    for r in range(first, last):
+        passed = 1.0
+        behind = 0.0
+        for i in range(offsets[r], offsets[r + 1]):
+            w = weights[i]
+            q = above[r, 0] * colour[i, 0] + above[r, 1] * colour[i, 1] + above[r, 2] * colour[i, 2]
+            q = q + above[r, 3] + above[r, 4] * middle[i]
+            of_density[i] = _F(q)
+            behind += w * q
+            of_colour[i, 0] = w * above[r, 0]
+            of_colour[i, 1] = w * above[r, 1]
+            of_colour[i, 2] = w * above[r, 2]
+        for i in range(offsets[r], offsets[r + 1]):
+            q = of_density[i]
+            passed *= math.exp(-density[i] * delta[i])
+            behind -= weights[i] * q
+            of_density[i] = _F(delta[i] * (passed * q - behind))

@@ -1,0 +1,116 @@
+"""A hash grid with view-dependent colour: Mueller et al., SIGGRAPH 2022, with the colour of Yu et al.'s PlenOctrees.
+
+Density by softplus; colour as the sigmoid of 27 spherical-harmonic coefficients (degree 2), as in Suzuki, *Federated
+Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, section 3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from fedfields.lazy import torch
+from fedfields.types import Params
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class HashGrid:
+    """Positions in the unit cube to density and spherical harmonics."""
+
+    levels: int = 16
+    """Resolution levels."""
+
+    log2_rows: int = 15
+    """Logarithm of the rows of the table at each level."""
+
+    coarsest: int = 16
+    """Cells along an axis at the first level."""
+
+    finest: int = 512
+    """Cells along an axis at the last level."""
+
+    width: int = 64
+    """Units of the hidden layers."""
+
+    latent: int = 15
+    """Numbers that the density network hands to the colour network."""
+
+    def __post_init__(self) -> None:
+        if min(self.levels, self.log2_rows, self.coarsest, self.width) < 1 or self.finest < self.coarsest:
+            raise ValueError(
+                f"a hash grid of {self.levels} levels from {self.coarsest} to {self.finest} cells; it needs at least "
+                "one level and cells that do not become fewer"
+            )
+
+    @property
+    def cells(self) -> list[int]:
+        """Cells along an axis at every level."""
+        from fedfields.kernels.hashing import resolutions
+
+        return resolutions(self.levels, self.coarsest, self.finest)
+
+    def init(self, generator: Generator) -> Params:
+        """Table in U(-1e-4, 1e-4), weights in U(+-sqrt(6 / fan_in)), no biases, as Instant-NGP."""
+        params = {"table": torch.empty(self.levels, 2**self.log2_rows, 2).uniform_(-1e-4, 1e-4, generator=generator)}
+        sizes = {
+            "density.0": (2 * self.levels, self.width),
+            "density.1": (self.width, 1 + self.latent),
+            "colour.0": (1 + self.latent, self.width),
+            "colour.1": (self.width, 27),
+        }
+        for name, (fan_in, fan_out) in sizes.items():
+            bound = sqrt(6 / fan_in) if name.endswith("0") else sqrt(3 / fan_in)
+            params[f"{name}.weight"] = torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator)
+        return params
+
+    def latents(self, params: Params, positions: Tensor) -> Tensor:
+        """``[N, 3]`` in the unit cube to ``[N, 1 + latent]``, of which the first is the density before softplus."""
+        from fedfields.kernels.hashing import hash_encode
+
+        features = hash_encode(positions, params["table"], self.cells)
+        hidden = torch.nn.functional.linear(features, params["density.0.weight"]).relu()
+        return torch.nn.functional.linear(hidden, params["density.1.weight"])
+
+    def density(self, params: Params, positions: Tensor) -> Tensor:
+        """``[N]``, per unit of the cube's edge."""
+        return density_of(self.latents(params, positions)[:, 0])
+
+    def coefficients(self, params: Params, latents: Tensor) -> Tensor:
+        """Spherical-harmonic coefficients ``[N, 9, 3]``."""
+        hidden = torch.nn.functional.linear(latents, params["colour.0.weight"]).relu()
+        return torch.nn.functional.linear(hidden, params["colour.1.weight"]).view(-1, 9, 3)
+
+    def __call__(self, params: Params, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Density ``[N]`` and colour ``[N, 3]`` in (0, 1) at positions in the unit cube, seen along unit directions."""
+        latents = self.latents(params, positions)
+        coefficients = self.coefficients(params, latents)
+        basis = harmonics(directions)
+        return density_of(latents[:, 0]), (coefficients * basis[..., None]).sum(1).sigmoid()
+
+
+def density_of(raw: Tensor) -> Tensor:
+    """Softplus, shifted and scaled: a new network is thin haze, and walls are within reach of usual outputs."""
+    return 50 * torch.nn.functional.softplus(raw - 4)
+
+
+def harmonics(directions: Tensor) -> Tensor:
+    """Real spherical harmonics up to degree 2 in the order of PlenOctrees: ``[N, 3]`` unit vectors to ``[N, 9]``."""
+    x, y, z = directions.unbind(-1)
+    return torch.stack(
+        [
+            torch.full_like(x, 0.28209479177387814),
+            -0.4886025119029199 * y,
+            0.4886025119029199 * z,
+            -0.4886025119029199 * x,
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.31539156525252005 * (2 * z * z - x * x - y * y),
+            -1.0925484305920792 * x * z,
+            0.5462742152960396 * (x * x - y * y),
+        ],
+        -1,
+    )

@@ -1,0 +1,26 @@
+"""Kernels on as many threads as torch may use: numba's own thread pools are not safe to call from several threads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+
+def over(count: int, work: Callable[[int, int], None], least: int = 1) -> None:
+    """Calls ``work(a, b)`` on ranges that cover [0, count), at once; each at least ``least`` long but the last."""
+    parts = min(torch.get_num_threads(), max(1, count // least))
+    if parts == 1:
+        work(0, count)
+        return
+    edges = [count * i // parts for i in range(parts + 1)]
+    for task in [_pool(parts).submit(work, a, b) for a, b in itertools.pairwise(edges)]:
+        task.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
