@@ -26,7 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 MAX_PIXELS = 100_000_000
 """Pictures and frames with more pixels are refused before decoding: a file of 50 kB can announce billions."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "HEIF", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "HEIF", "TIFF", "BMP")
+"""What Pillow calls the formats that are read."""
 
 
 def load_image(path: Path, size: int | None = 64, crop: bool = True) -> Tensor:
@@ -45,7 +46,7 @@ def load_image(path: Path, size: int | None = 64, crop: bool = True) -> Tensor:
     """
     from PIL import ImageOps
 
-    with reading(path) as file, open_picture(path, file, _FORMATS) as image:
+    with reading(path) as file, open_picture(path, file, FORMATS) as image:
         return prepared(ImageOps.exif_transpose(image), size, crop)
 
 

@@ -1,0 +1,1 @@
+"""From fields in space to pictures: cameras and their rays."""

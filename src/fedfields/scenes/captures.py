@@ -1,0 +1,106 @@
+"""From a folder of posed photographs to views, whichever program posed them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from fedfields.errors import UserError
+from fedfields.scenes.colmap import model_folders, read_colmap
+from fedfields.scenes.drafts import Draft, Drafts, broken, listed
+from fedfields.scenes.images import printable
+from fedfields.scenes.llff import read_llff
+from fedfields.scenes.posed import Capture, Split, View
+from fedfields.scenes.transforms import blender_files, read_blender, read_transforms
+
+Layout = Literal["auto", "blender", "transforms", "colmap", "llff"]
+
+_TEST_EVERY = 8
+"""Without a split, every so many views are for testing, as is the custom."""
+
+
+def load_capture(path: Path, layout: Layout = "auto") -> Capture:
+    """Reads the cameras and poses of a folder; pictures are opened only where their size is not given.
+
+    Args:
+        path: a folder, or one ``.json`` file with transforms.
+        layout: ``blender`` (``transforms_train.json`` ...), ``transforms`` (``transforms.json`` of nerfstudio or
+            instant-ngp), ``colmap`` (a sparse model, with splits from a ``.tsv`` if there is one) or ``llff``
+            (``poses_bounds.npy``); auto takes the first of them that is there.
+
+    Returns:
+        The views in the order of the file, or by name for a COLMAP model. Poses are in the world frame of the
+        file: nothing is turned, centred or scaled. Without a split, every 8th view by name is for testing.
+
+    Raises:
+        UserError: nothing of the kind is there, a file, camera or pose is damaged, or no picture exists.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            raise broken(path, "is a file but not .json; give the folder with the poses and pictures")
+        return _finish(path, read_transforms(path))
+    if not path.is_dir():
+        raise broken(path, "does not exist; give the folder with the poses and pictures")
+    chosen = _recognise(path) if layout == "auto" else layout
+    if chosen not in _present(path):
+        raise broken(path, f"holds no poses in the layout {chosen}; choose another or leave it out")
+    return _finish(path, _read(path, chosen))
+
+
+def _present(folder: Path) -> list[Layout]:
+    """The layouts that are there, the most telling first."""
+    found: dict[Layout, bool] = {
+        "blender": bool(blender_files(folder)),
+        "transforms": (folder / "transforms.json").is_file(),
+        "colmap": bool(model_folders(folder)),
+        "llff": (folder / "poses_bounds.npy").is_file(),
+    }
+    return [layout for layout, there in found.items() if there]
+
+
+def _recognise(folder: Path) -> Layout:
+    layouts = _present(folder)
+    if not layouts:
+        wanted = "transforms.json, transforms_train.json, poses_bounds.npy or a COLMAP model such as sparse/0"
+        raise broken(folder, f"holds no poses ({wanted}); estimate them with COLMAP, or give another folder")
+    return layouts[0]
+
+
+def _read(folder: Path, layout: Layout) -> Drafts:
+    if layout == "blender":
+        return read_blender(folder)
+    if layout == "transforms":
+        return read_transforms(folder / "transforms.json")
+    if layout == "colmap":
+        return read_colmap(folder)
+    return read_llff(folder)
+
+
+def _finish(path: Path, found: Drafts) -> Capture:
+    """The capture, with what is missing said and every split decided."""
+    total = len(found.drafts) + len(found.missing)
+    problems = found.problems
+    if found.missing:
+        verb = "is" if total == 1 else "are"
+        line = printable(f"{len(found.missing)} of {total} pictures {verb} missing: {listed(found.missing)}")
+        problems = (line, *problems)
+    if not found.drafts:
+        why = problems[0] if problems else "no picture has a pose"
+        raise UserError(printable(f"{path}: no picture can be used: {why}; correct the paths or add the pictures"))
+    test = _held_back(found.drafts)
+    views = tuple(
+        View(draft.name, draft.file, draft.camera, draft.pose, _split(draft, test), draft.mask)
+        for draft in found.drafts
+    )
+    return Capture(views, found.near, found.far, found.points, found.background, problems)
+
+
+def _held_back(drafts: list[Draft]) -> set[str]:
+    """Names of every 8th view, beginning with the first; none of a single one."""
+    names = sorted(draft.name for draft in drafts)
+    return set(names[::_TEST_EVERY]) if len(names) > 1 else set()
+
+
+def _split(draft: Draft, test: set[str]) -> Split:
+    return draft.split or ("test" if draft.name in test else "train")

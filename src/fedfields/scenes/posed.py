@@ -1,0 +1,159 @@
+"""Posed photographs: a picture file, the camera that took it and where that stood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from fedfields.rendering.cameras import Camera
+from fedfields.scenes.images import FORMATS, check_pixels, open_picture, reading, to_rgb, to_values, unusable
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A photograph and its camera.
+
+    Attributes:
+        name: what the capture calls it.
+        file: the picture.
+        camera: for the picture in the size that the capture was made with; the file may be of another.
+        pose: ``[3, 4]``, float64, camera-to-world, OpenGL axes, in the units of the capture.
+        split: what the view is for.
+        mask: a picture whose dark pixels are not to be used.
+    """
+
+    name: str
+    file: Path
+    camera: Camera
+    pose: Tensor
+    split: Split
+    mask: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """Photographs of one place in one world frame.
+
+    Attributes:
+        views: at least one.
+        near: distance along the viewing axis from which on something is seen, if known, in world units.
+        far: distance up to which something is seen, likewise.
+        points: ``[P, 3]``, float64, points of structure from motion, if there are any.
+        background: what lies behind everything: white, or nothing that is known.
+        problems: what the user should know, a line each: pictures that are missing or left out.
+    """
+
+    views: tuple[View, ...]
+    near: float | None = None
+    far: float | None = None
+    points: Tensor | None = None
+    background: Literal["white", "none"] = "none"
+    problems: tuple[str, ...] = ()
+
+
+class Header(NamedTuple):
+    """What a picture says of itself before it is decoded: its size once upright, and whether it has transparency."""
+
+    width: int
+    height: int
+    transparent: bool
+
+
+class Picture(NamedTuple):
+    """A photograph, ready to be sampled.
+
+    Attributes:
+        colours: ``[h, w, 3]``, float32 in [0, 1].
+        weight: ``[h, w]``, float32: 1 for pixels to be used, 0 for the others.
+        camera: for this size.
+    """
+
+    colours: Tensor
+    weight: Tensor
+    camera: Camera
+
+
+def load_colours(view: View, scale: float = 1.0) -> Picture:
+    """Reads the picture of a view, upright, transparency on white.
+
+    Args:
+        view: the view; the picture may have another resolution than its camera, but not another shape.
+        scale: size wanted, relative to the camera's; the picture is averaged down to it, or interpolated.
+
+    Returns:
+        The colours, which of them to use, and the camera for them. Of a mask only pixels whose whole area may be
+        used count.
+
+    Raises:
+        UserError: picture or mask cannot be read or has another shape than the camera, or the mask leaves nothing.
+    """
+    camera = view.camera.scaled(scale)
+    check_pixels(view.file, camera.width * camera.height)
+    colours = _load_sized(view.file, view.camera, camera)
+    weight = colours.new_ones(camera.height, camera.width)
+    if view.mask is not None:
+        weight = _load_sized(view.mask, view.camera, camera, mask=True)[..., 0]
+        if not weight.any():
+            raise unusable(view.mask, f"this mask leaves nothing of {view.file.name}", "black means: do not use")
+    return Picture(colours, weight, camera)
+
+
+def read_header(path: Path) -> Header:
+    """What a picture says of itself.
+
+    Raises:
+        UserError: as `load_image`, except for damage that shows only in decoding.
+    """
+    with reading(path) as file, open_picture(path, file, FORMATS) as image:
+        width, height = upright_size(image)
+        return Header(width, height, image.has_transparency_data)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture once it is turned as its EXIF orientation says."""
+    sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if sideways else (image.width, image.height)
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two (width, height) are those of one picture at two resolutions, up to the rounding of a pixel."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= max(sum(size), sum(other))
+
+
+def _load_sized(path: Path, calibrated: Camera, wanted: Camera, mask: bool = False) -> Tensor:
+    """``[h, w, 3]`` in the size of ``wanted``; in a mask, 1 where all of a pixel is light and else 0."""
+    from PIL import ImageOps
+
+    with reading(path) as file, open_picture(path, file, FORMATS) as image:
+        _check_shape(path, image, calibrated)
+        picture = to_rgb(ImageOps.exif_transpose(image))
+        if mask:
+            picture = picture.convert("L").point([0] * 128 + [255] * 128)
+        values = to_values(_resize(picture, wanted))
+    return (values == 1).float() if mask else values
+
+
+def _resize(image: Image.Image, camera: Camera) -> Image.Image:
+    from PIL.Image import Resampling
+
+    size = (camera.width, camera.height)
+    smaller = size[0] <= image.width and size[1] <= image.height
+    return image.resize(size, Resampling.BOX if smaller else Resampling.BILINEAR)
+
+
+def _check_shape(path: Path, image: Image.Image, camera: Camera) -> None:
+    size, wanted = upright_size(image), (camera.width, camera.height)
+    if same_shape(size, wanted):
+        return
+    found = f"is {size[0]} x {size[1]} pixels but its camera was made for {wanted[0]} x {wanted[1]}"
+    if size != image.size and same_shape(image.size, wanted):
+        found += ", which it is before the rotation in its EXIF data"
+        raise unusable(path, found, "rotate the pixels and estimate the poses again, or remove its EXIF orientation")
+    raise unusable(path, found, "give the picture that was posed, neither cropped nor rotated")
