@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedfields.lazy import torch
+from fedfields.rendering.rays import RadianceField, RenderSettings, render_rays
 from fedfields.types import Batch, Params
 
 if TYPE_CHECKING:
@@ -27,6 +29,24 @@ class FieldLoss:
         """The batch whose residuals are the negatives of this one's: targets ``2 f(x) - y``."""
         with torch.no_grad():
             shown = self.field(params, batch.inputs)
+        return Batch(batch.inputs, 2 * shown - batch.targets)
+
+
+@dataclass(frozen=True)
+class RadianceLoss:
+    """Mean squared error of the rendered colour over rays and channels; the inputs of a batch are `Rays`."""
+
+    field: RadianceField
+    settings: RenderSettings = dataclasses.field(default_factory=RenderSettings)
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        shown = render_rays(self.field, params, batch.inputs, self.settings).colour
+        return (shown - batch.targets).square().mean()
+
+    def mirror(self, params: Params, batch: Batch) -> Batch:
+        """The batch whose residuals are the negatives of this one's, along the same rays."""
+        with torch.no_grad():
+            shown = render_rays(self.field, params, batch.inputs, self.settings).colour
         return Batch(batch.inputs, 2 * shown - batch.targets)
 
 

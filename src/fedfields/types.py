@@ -27,9 +27,10 @@ class Batch(NamedTuple):
     """Coordinates (or any model input) and the values wanted there.
 
     For fields: ``inputs`` is ``[B, D]`` in [-1, 1], ``targets`` is ``[B, C]``, colours in [0, 1].
+    For radiance fields: ``inputs`` are rays with everything random that rendering them needs.
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
 
 

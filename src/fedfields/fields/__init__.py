@@ -1,4 +1,7 @@
 """Fields: coordinates to values, as pure functions of named weights."""
 
 from fedfields.fields.fourier import FourierMlp as FourierMlp
+from fedfields.fields.hashgrid import HashGrid as HashGrid
+from fedfields.fields.nerf import Nerf as Nerf
+from fedfields.fields.nerf import SimpleNerf as SimpleNerf
 from fedfields.fields.siren import Siren as Siren

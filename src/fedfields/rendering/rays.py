@@ -1,0 +1,150 @@
+"""Rays, and what a radiance field shows along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from fedfields.lazy import torch
+from fedfields.rendering.compositing import Background, Rendered, composite
+from fedfields.rendering.sampling import Samples, fedmenf_points, stratified
+from fedfields.types import Params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Radiance = Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+"""``(positions [N, 3], directions [N, 3]) -> (density [N], colour [N, 3])``: anything that can be rendered."""
+
+RadianceField = Callable[[Params, "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+"""The same as a function of weights, which come first."""
+
+
+class Rays(NamedTuple):
+    """Rays to be rendered; with everything random that this needs, they can be the inputs of a batch.
+
+    Attributes:
+        origins: ``[R, 3]``, world coordinates.
+        directions: ``[R, 3]``, of length one, so that depth is a distance.
+        near: ``[R]``, the distance at which each ray begins to count.
+        far: ``[R]``, the distance at which it ends.
+        jitter: ``[R, S]`` in [0, 1), the places of the samples; without it they are regular.
+        background: ``[R, 3]``, what is behind each ray; without it, what the settings say.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    near: Tensor
+    far: Tensor
+    jitter: Tensor | None = None
+    background: Tensor | None = None
+
+    def chosen(self, index: Tensor | slice) -> Rays:
+        """The rays at ``index``, in its order."""
+        return Rays(*(None if part is None else part[index] for part in self))  # pyright: ignore[reportArgumentType]
+
+
+class Picture(NamedTuple):
+    """What a camera sees.
+
+    Attributes:
+        colour: ``[H, W, 3]``.
+        depth: ``[H, W]``, as in `Rendered`.
+        opacity: ``[H, W]`` in [0, 1].
+    """
+
+    colour: Tensor
+    depth: Tensor
+    opacity: Tensor
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How rays are sampled and composited."""
+
+    samples: int = 128
+    """Samples on each ray."""
+
+    background: Background = "white"
+    """What is behind the scene: white, black, or red, green and blue in [0, 1]."""
+
+    convention: Literal["strata", "fedmenf"] = "strata"
+    """Strata fill the way from near to far. Fedmenf does as the official code of FedMeNF: each point stands for the
+    way to the next one, and the last for 1e-3 before a white background and 1e10 before any other."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"{self.samples} samples on a ray; there must be at least 1")
+        if self.convention not in ("strata", "fedmenf"):
+            raise ValueError(f"convention is {self.convention!r}; it must be strata or fedmenf")
+
+    def sample(self, rays: Rays) -> Samples:
+        """Where the field is asked along each ray."""
+        place = stratified if self.convention == "strata" else fedmenf_points
+        return place(rays.near, rays.far, self.samples, rays.jitter)
+
+    @property
+    def last_delta(self) -> float | None:
+        """Length of the last interval, where it is a convention."""
+        if self.convention == "strata":
+            return None
+        return 1e-3 if self.background == "white" else 1e10
+
+
+def march(radiance: Radiance, rays: Rays, settings: RenderSettings) -> Rendered:
+    """Renders rays ``[R]`` through anything that gives density and colour at points."""
+    samples = settings.sample(rays)
+    positions = rays.origins[:, None] + samples.at[..., None] * rays.directions[:, None]
+    directions = rays.directions[:, None].expand_as(positions)
+    densities, colours = radiance(positions.reshape(-1, 3), directions.reshape(-1, 3))
+    return composite(
+        densities.reshape(samples.at.shape),
+        colours.reshape(positions.shape),
+        samples.starts,
+        samples.ends,
+        settings.background if rays.background is None else rays.background,
+        at=samples.at,
+        last_delta=settings.last_delta,
+    )
+
+
+def render_rays(field: RadianceField, params: Params, rays: Rays, settings: RenderSettings) -> Rendered:
+    """Renders rays ``[R]`` through a field with the weights ``params``."""
+    return march(partial(field, params), rays, settings)
+
+
+def render_image(
+    field: RadianceField,
+    params: Params,
+    rays: Rays,
+    settings: RenderSettings,
+    shape: tuple[int, int],
+    points: int = 8192,
+) -> Picture:
+    """Renders the rays ``[H * W]`` of all pixels, row by row, without history.
+
+    Args:
+        field: the radiance field.
+        params: its weights.
+        rays: one for each pixel.
+        settings: as for single rays.
+        shape: height and width.
+        points: at most so many samples at a time, but at least one ray. Memory grows with it: a field of width 256
+            needs some 2 kB for a sample. The default suits the cache of a processor; give a GPU a million.
+
+    Raises:
+        ValueError: there are more or fewer rays than pixels.
+    """
+    height, width = shape
+    if len(rays.origins) != height * width:
+        raise ValueError(f"{len(rays.origins)} rays for {height} x {width} pixels; there must be one for each")
+    chunk = max(1, points // settings.samples)
+    with torch.no_grad():
+        pieces = [
+            render_rays(field, params, rays.chosen(slice(first, first + chunk)), settings)[:3]
+            for first in range(0, height * width, chunk)
+        ]
+    colour, depth, opacity = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return Picture(colour.reshape(height, width, 3), depth.reshape(shape), opacity.reshape(shape))
