@@ -82,9 +82,7 @@ def _finish(path: Path, found: Drafts) -> Capture:
     total = len(found.drafts) + len(found.missing)
     problems = found.problems
     if found.missing:
-        verb = "is" if total == 1 else "are"
-        line = printable(f"{len(found.missing)} of {total} pictures {verb} missing: {listed(found.missing)}")
-        problems = (line, *problems)
+        problems = (f"missing pictures, {len(found.missing)} of {total}: {listed(found.missing)}", *problems)
     if not found.drafts:
         why = problems[0] if problems else "no picture has a pose"
         raise UserError(printable(f"{path}: no picture can be used: {why}; correct the paths or add the pictures"))

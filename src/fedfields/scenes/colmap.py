@@ -175,10 +175,8 @@ def _unplaced(drafts: list[Draft]) -> tuple[str, ...]:
     beside = {file for folder in {file.parent for file in used} for file in folder.iterdir()}
     pictures = [file for file in beside if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     rest = sorted(file.name for file in pictures if file not in used)
-    if not rest:
-        return ()
-    verb = "has" if len(rest) == 1 else "have"
-    return (f"{len(rest)} of {len(pictures)} pictures {verb} no pose, COLMAP could not place them: {listed(rest)}",)
+    found = f"pictures without a pose (COLMAP could not place them), {len(rest)} of {len(pictures)}"
+    return (f"{found}: {listed(rest)}",) if rest else ()
 
 
 def _with_splits(found: Drafts, files: list[Path]) -> Drafts:
@@ -190,8 +188,8 @@ def _with_splits(found: Drafts, files: list[Path]) -> Drafts:
     drafts = [draft._replace(split=splits.get(Path(draft.name).name)) for draft in found.drafts]
     problems = found.problems
     if unlisted:
-        noun = "picture is" if len(unlisted) == 1 else "pictures are"
-        problems += (f"{len(unlisted)} {noun} not in a split of {files[0].name} and left out: {listed(unlisted)}",)
+        which = f"pictures in no split of {files[0].name}, left out, {len(unlisted)} of {len(drafts)}"
+        problems += (f"{printable(which)}: {listed(unlisted)}",)
     return found._replace(drafts=[draft for draft in drafts if draft.split], problems=problems)
 
 

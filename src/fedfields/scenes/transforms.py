@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedfields.lazy import torch
 from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose
-from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, make_camera
+from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Split, read_header
 
@@ -80,7 +80,7 @@ def read_transforms(path: Path) -> Drafts:
         else:
             drafts.append(draft._replace(split=splits.get(_plain(name))))
     near, far = _bounds(meta, path)
-    problems = (f"{len(unlisted)} frames of {path.name} are in none of its splits and left out",) if unlisted else ()
+    problems = (f"frames in no split of {path.name}, left out: {listed(unlisted)}",) if unlisted else ()
     white = drafts and read_header(drafts[0].file).transparent
     return Drafts(drafts, missing, near, far, background="white" if white else "none", problems=problems)
 
