@@ -66,6 +66,28 @@ def test_projection_undoes_directions(camera):
         assert (directions[:, 2] == -1).all()
 
 
+@pytest.mark.parametrize("model", ["opencv", "fisheye"])
+def test_undistortion_of_random_lenses(model):
+    """Wherever a lens sends farther places farther out, however strong it is."""
+    generator = torch.Generator().manual_seed(0)
+    radius = torch.linspace(0, 1.2, 50, dtype=torch.float64)
+    angle = 6.283 * torch.rand(50, generator=generator, dtype=torch.float64)
+    points = torch.stack((radius * angle.cos(), radius * angle.sin(), -torch.ones_like(radius)), 1)
+    tried = 0
+    for _ in range(150):
+        drawn = (2 * torch.rand(3, generator=generator) - 1) * torch.tensor([0.5, 0.3, 0.1])
+        k1, k2, k3 = drawn.tolist()
+        through = radius if model == "opencv" else radius.atan()
+        if (1 + 3 * k1 * through**2 + 5 * k2 * through**4 + 7 * k3 * through**6).min() < 0.15:
+            continue
+        tried += 1
+        camera = Camera(model, 9, 9, 5, 5, 4, 4, (k1, k2, 2e-3, -3e-3, k3) if model == "opencv" else (k1, k2, k3, 0))
+        pixels = camera.project(points).flip(1) - 0.5
+        wanted = points if model == "opencv" else torch.nn.functional.normalize(points, dim=1)
+        torch.testing.assert_close(camera.directions(pixels), wanted, rtol=0, atol=1e-8)
+    assert tried > 50
+
+
 def test_pixels_are_row_by_row():
     camera = Camera("pinhole", 3, 2, 1.0, 1.0, 1.0, 1.0)
     assert camera.pixels().tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

@@ -26,8 +26,12 @@ COEFFICIENTS: dict[str, tuple[str, ...]] = {
 }
 """The distortion of each model, in order: none, Brown-Conrady, or a polynomial in the angle (Kannala-Brandt)."""
 
-_ITERATIONS = 20
-"""Newton steps of an undistortion. They converge quadratically: real lenses need 3 to 6."""
+_WAY = tuple((i + 1) / 16 for i in range(16)) + (1.0,) * 6
+"""Newton steps of an undistortion: fractions of the way from the centre of the picture to the place that is sought.
+
+A polynomial may have several roots; moving out from the centre stays on the one that a lens has. The last steps
+converge quadratically.
+"""
 
 _TOLERANCE = 1e-3
 """How far a rotation may be from orthogonal, in any entry of its Gram matrix."""
@@ -231,10 +235,10 @@ def _distort(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[Tenso
 
 
 def _undistort(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The inverse of `_distort`, by Newton's method from the distorted point."""
+    """The inverse of `_distort`, by Newton's method."""
     k1, k2, p1, p2, k3 = distortion
-    u, v = x, y
-    for _ in range(_ITERATIONS):
+    u, v = torch.zeros_like(x), torch.zeros_like(y)
+    for share in _WAY:
         square = u * u + v * v
         radial = 1 + square * (k1 + square * (k2 + square * k3))
         slope = 2 * (k1 + square * (2 * k2 + square * 3 * k3))
@@ -243,7 +247,7 @@ def _undistort(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[Ten
         b = u * v * slope + 2 * p1 * u + 2 * p2 * v
         d = radial + v * v * slope + 6 * p1 * v + 2 * p2 * u
         across, down = _distort(u, v, distortion)
-        across, down, determinant = across - x, down - y, a * d - b * b
+        across, down, determinant = across - share * x, down - share * y, a * d - b * b
         u, v = u - (d * across - b * down) / determinant, v - (a * down - b * across) / determinant
     return u, v
 
@@ -262,10 +266,10 @@ def _unroll(x: Tensor, y: Tensor, distortion: tuple[float, ...]) -> tuple[Tensor
     """The inverse of `_roll`, of length 1; the angle by Newton's method from the distorted one."""
     stretched = torch.hypot(x, y)
     derivative = tuple((2 * i + 3) * k for i, k in enumerate(distortion))
-    angle = stretched
-    for _ in range(_ITERATIONS):
+    angle = torch.zeros_like(stretched)
+    for share in _WAY:
         square = angle * angle
-        error = angle * (1 + _even(square, distortion)) - stretched
+        error = angle * (1 + _even(square, distortion)) - share * stretched
         angle = angle - error / (1 + _even(square, derivative))
     factor = angle.sin() / torch.where(stretched > 0, stretched, 1.0)
     return x * factor, y * factor, angle.cos()

@@ -82,18 +82,26 @@ def _finish(path: Path, found: Drafts) -> Capture:
     total = len(found.drafts) + len(found.missing)
     problems = found.problems
     if found.missing:
-        verb = "is" if total == 1 else "are"
-        line = printable(f"{len(found.missing)} of {total} pictures {verb} missing: {listed(found.missing)}")
-        problems = (line, *problems)
+        problems = (f"missing pictures, {len(found.missing)} of {total}: {listed(found.missing)}", *problems)
     if not found.drafts:
         why = problems[0] if problems else "no picture has a pose"
         raise UserError(printable(f"{path}: no picture can be used: {why}; correct the paths or add the pictures"))
+    _check_own_pictures(path, found.drafts)
     test = _held_back(found.drafts)
     views = tuple(
         View(draft.name, draft.file, draft.camera, draft.pose, _split(draft, test), draft.mask)
         for draft in found.drafts
     )
     return Capture(views, found.near, found.far, found.points, found.background, problems)
+
+
+def _check_own_pictures(path: Path, drafts: list[Draft]) -> None:
+    """Refuses two names that a tolerant search took for one file: one of the poses would be wrong."""
+    owners: dict[Path, str] = {}
+    for draft in drafts:
+        owner = owners.setdefault(draft.file.resolve(), draft.name)
+        if Path(owner) != Path(draft.name):
+            raise broken(path, f"{owner} and {draft.name} are both found as {draft.file}; restore the folders in them")
 
 
 def _held_back(drafts: list[Draft]) -> set[str]:

@@ -10,7 +10,7 @@ from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose, from_opencv, inverted
 from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
-from fedfields.scenes.images import printable
+from fedfields.scenes.images import IMAGE_SUFFIXES, printable
 from fedfields.scenes.llff import FOLDERS
 from fedfields.scenes.posed import Split
 
@@ -78,7 +78,8 @@ def read_colmap(folder: Path) -> Drafts:
             cameras[image.camera_id] = _camera(model.cameras[image.camera_id], path)
         drafts.append(Draft(image.name, file, cameras[image.camera_id], _pose(image, path)))
     near, far = _bounds(model, images)
-    found = Drafts(drafts, missing, near, far, _points(model), problems=_notes(folder, models, path))
+    problems = _other_models(folder, models, path) + _unplaced(drafts)
+    found = Drafts(drafts, missing, near, far, _points(model), problems=problems)
     return _with_splits(found, split_files(folder))
 
 
@@ -160,12 +161,22 @@ def _points(model: Any) -> Tensor | None:
     return torch.from_numpy(np.array(points, dtype=np.float64)) if points else None
 
 
-def _notes(folder: Path, models: list[tuple[Any, Path]], chosen: Path) -> tuple[str, ...]:
+def _other_models(folder: Path, models: list[tuple[Any, Path]], chosen: Path) -> tuple[str, ...]:
     if len(models) == 1:
         return ()
     sizes = ", ".join(f"{path.relative_to(folder)} with {model.num_reg_images()} images" for model, path in models)
     name = chosen.relative_to(folder)
     return (printable(f"COLMAP left {len(models)} models that do not connect ({sizes}); the largest, {name}, is used"),)
+
+
+def _unplaced(drafts: list[Draft]) -> tuple[str, ...]:
+    """Pictures beside those with a pose that have none."""
+    used = {draft.file for draft in drafts}
+    beside = {file for folder in {file.parent for file in used} for file in folder.iterdir()}
+    pictures = [file for file in beside if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    rest = sorted(file.name for file in pictures if file not in used)
+    found = f"pictures without a pose (COLMAP could not place them), {len(rest)} of {len(pictures)}"
+    return (f"{found}: {listed(rest)}",) if rest else ()
 
 
 def _with_splits(found: Drafts, files: list[Path]) -> Drafts:
@@ -177,8 +188,8 @@ def _with_splits(found: Drafts, files: list[Path]) -> Drafts:
     drafts = [draft._replace(split=splits.get(Path(draft.name).name)) for draft in found.drafts]
     problems = found.problems
     if unlisted:
-        noun = "picture is" if len(unlisted) == 1 else "pictures are"
-        problems += (f"{len(unlisted)} {noun} not in a split of {files[0].name} and left out: {listed(unlisted)}",)
+        which = f"pictures in no split of {files[0].name}, left out, {len(unlisted)} of {len(drafts)}"
+        problems += (f"{printable(which)}: {listed(unlisted)}",)
     return found._replace(drafts=[draft for draft in drafts if draft.split], problems=problems)
 
 

@@ -43,8 +43,8 @@ class Capture:
 
     Attributes:
         views: at least one.
-        near: distance along the viewing axis from which on something is seen, if known, in world units.
-        far: distance up to which something is seen, likewise.
+        near: depth (along the viewing axis, not along a ray) from which on something is seen, in world units, if known.
+        far: depth up to which something is seen, likewise.
         points: ``[P, 3]``, float64, points of structure from motion, if there are any.
         background: what lies behind everything: white, or nothing that is known.
         problems: what the user should know, a line each: pictures that are missing or left out.
@@ -123,8 +123,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two (width, height) are those of one picture at two resolutions, up to the rounding of a pixel."""
-    return abs(size[0] * other[1] - size[1] * other[0]) <= max(sum(size), sum(other))
+    """Whether two (width, height) are those of one picture at two resolutions, rounded up, down or to the nearest."""
+    return abs(size[0] * other[1] - size[1] * other[0]) <= max(*size, *other)
 
 
 def _load_sized(path: Path, calibrated: Camera, wanted: Camera, mask: bool = False) -> Tensor:

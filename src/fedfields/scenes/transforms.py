@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedfields.lazy import torch
 from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose
-from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, make_camera
+from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Split, read_header
 
@@ -55,7 +55,8 @@ def read_blender(folder: Path) -> Drafts:
 def read_transforms(path: Path) -> Drafts:
     """Views of one JSON file, whose poses are camera-to-world with OpenGL axes.
 
-    Intrinsics are global or of a frame. Without a size, that of the picture is taken.
+    Intrinsics are global or of a frame. Without a size, that of the picture is taken; of the first one, where the
+    intrinsics are global.
 
     Raises:
         UserError: the file is not JSON, has no frames, or a frame lacks something or has an impossible camera or
@@ -72,13 +73,14 @@ def read_transforms(path: Path) -> Drafts:
         if splits and _plain(name) not in splits:
             unlisted.append(name)
             continue
-        draft = _draft(name, meta | frame, finder, printable(f"{path}, frame {name}"))
+        values = _same_size(drafts, frame) | meta | frame
+        draft = _draft(name, values, finder, printable(f"{path}, frame {name}"))
         if isinstance(draft, str):
             missing.append(draft)
         else:
             drafts.append(draft._replace(split=splits.get(_plain(name))))
     near, far = _bounds(meta, path)
-    problems = (f"{len(unlisted)} frames of {path.name} are in none of its splits and left out",) if unlisted else ()
+    problems = (f"frames in no split of {path.name}, left out: {listed(unlisted)}",) if unlisted else ()
     white = drafts and read_header(drafts[0].file).transparent
     return Drafts(drafts, missing, near, far, background="white" if white else "none", problems=problems)
 
@@ -118,6 +120,13 @@ def _splits(meta: dict[str, Any], path: Path) -> dict[str, Split]:
     return splits
 
 
+def _same_size(drafts: list[Draft], frame: dict[str, Any]) -> dict[str, Any]:
+    """The size of the first camera, for frames without intrinsics of their own; opening every picture takes long."""
+    if not drafts or frame.keys() & {"fl_x", "camera_angle_x"}:
+        return {}
+    return {"w": drafts[0].camera.width, "h": drafts[0].camera.height}
+
+
 def _draft(name: str, values: dict[str, Any], finder: Finder, where: str) -> Draft | str:
     """The view of a frame, or the name of what is missing."""
     pose = check_pose(_matrix(values.get("transform_matrix"), where), where)
@@ -134,12 +143,12 @@ def _draft(name: str, values: dict[str, Any], finder: Finder, where: str) -> Dra
 def _matrix(values: Any, where: str) -> Tensor:
     try:
         return torch.tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise broken(where, "transform_matrix is missing or not 4 x 4 numbers; correct it") from error
 
 
 def _camera(values: dict[str, Any], file: Path, where: str) -> Camera:
-    name = values.get("camera_model") or ("OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
+    name = str(values.get("camera_model") or ("OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV"))
     if name not in MODELS:
         raise broken(where, f"camera_model {name} is not supported; use one of {', '.join(MODELS)}")
     model = MODELS[name]
@@ -216,7 +225,10 @@ def _number(values: dict[str, Any], key: str, where: str, default: float | None 
     if not isinstance(value, int | float) or isinstance(value, bool):
         found = "is missing" if value is None else f"is {value!r:.40} and not a number"
         raise broken(where, f"{key} {found}; give it for all frames or for each")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise broken(where, f"{key} is an integer of {len(str(value))} digits; correct it") from error
 
 
 def _plain(name: str) -> str:
