@@ -56,14 +56,14 @@ def methods() -> dict[str, Experiment]:
     """Every method of the comparison by name."""
     found = {name: ready(name) for name in PLAIN}
     base, noised = ready("fedmenf"), ready("noised")
-    for lr in (5e-5, 1e-3):
+    for ratio in NOISES:
+        privacy = (Noise(noised.privacy[0].clip, ratio),)
+        found[f"noise-{ratio:g}"] = dataclasses.replace(noised, privacy=privacy)
+    for lr in (1e-3, 5e-5):
         for gamma in GAMMAS:
             objective = MeNF(base.objective.base, gamma)
             local = dataclasses.replace(base.local, lr=lr)
             found[f"fedmenf-{gamma:g}-lr{lr:g}"] = dataclasses.replace(base, objective=objective, local=local)
-    for ratio in NOISES:
-        privacy = (Noise(noised.privacy[0].clip, ratio),)
-        found[f"noise-{ratio:g}"] = dataclasses.replace(noised, privacy=privacy)
     return found
 
 

@@ -48,11 +48,20 @@ class Local:
     keep_state: bool = False
     """Keep the optimiser's state at the client between visits (FedNeRF does)."""
 
+    final: float = 1.0
+    """Share of lr that is left at the end of the run; it falls along half a cosine."""
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"local.steps is {self.steps}; a visit needs at least one outer step")
         if self.lr <= 0:
             raise ValueError(f"local.lr is {self.lr}; it must be positive")
+        if not 0 < self.final <= 1:
+            raise ValueError(f"local.final is {self.final}; it must lie in (0, 1]")
+
+    def rate(self, progress: float) -> float:
+        """Outer step size when a share ``progress`` in [0, 1] of the run is over."""
+        return self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ def visit(
     round: int,
     weight: float = 1.0,
     step_share: float = 1.0,
+    progress: float = 0.0,
 ) -> Reply:
     """One client's part in one round.
 
@@ -126,23 +136,27 @@ def visit(
         round: number of the round, from 1.
         weight: p_k, the client's weight in the sum.
         step_share: N / (R E M), see :class:`fedfields.types.Visit`.
+        progress: share of the run that is over, for a falling step size.
     """
     local, start = method.local, received["params"]
     random = generator(seed, "visit", round, client.name)
-    context = Visit(start, random, local.lr, step_share)
+    lr = local.rate(progress)
+    context = Visit(start, random, lr, step_share)
     steps = local.steps * (len(client.train) if local.per_task else 1)
     kept = {key[6:]: value for key, value in memory.items() if key.startswith("optim.")}
     state = kept if local.keep_state and kept else local.optimizer.init(start)
-    params, totals = start, {}
-    for _ in range(steps):
+    params, totals, watcher = start, {}, _Watcher(loss, memory)
+    for step in range(steps):
+        loss = watcher.loss(step, params, random)
         task = realise(pick(client.train, random), random)
         estimate = method.objective.estimate(params, task, loss, context)
         size = float(tree.norm(estimate.grads))
         grads = method.strategy.correct(tree.clip(estimate.grads, local.clip), received, memory)
-        params, state = local.optimizer.step(params, grads, state, local.lr)
+        params, state = local.optimizer.step(params, grads, state, lr)
         for name, value in (estimate.metrics | {"gradient_norm": size}).items():
             totals[name] = totals.get(name, 0.0) + value / steps
-    report, memory = method.strategy.report(Outcome(start, params, steps, local.lr, weight), received, dict(memory))
+    report, memory = method.strategy.report(Outcome(start, params, steps, lr, weight), received, dict(memory))
+    memory |= watcher.kept
     if local.keep_state:
         memory |= {f"optim.{key}": value for key, value in state.items()}
     totals["update_norm"] = float(tree.norm(report["delta"])) / float(report["stats"]["weight"])
@@ -150,6 +164,20 @@ def visit(
     for transform in method.privacy:
         report = transform.client(report, secret)
     return Reply(report, memory, totals, steps)
+
+
+class _Watcher:
+    """A loss that keeps an eye on the weights as they change, such as one with an occupancy grid; or any other."""
+
+    def __init__(self, loss: Loss, memory: Memory) -> None:
+        self._loss, self._every = loss, getattr(getattr(loss, "settings", None), "refresh", 0)
+        self.kept: Memory = {"loss": memory.get("loss", {})} if self._every else {}
+
+    def loss(self, step: int, params: Params, random: Generator) -> Loss:
+        """The loss for this step of the visit."""
+        if self._every and step % self._every == 0:
+            self._loss, self.kept["loss"] = self._loss.refreshed(params, self.kept["loss"], random)  # pyright: ignore
+        return self._loss
 
 
 def pick(tasks: Sequence[Task], random: Generator) -> Task:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from fedfields import tree
 from fedfields.lazy import torch
-from fedfields.rendering.rays import RadianceField, RenderSettings, render_rays
+from fedfields.rendering.marching import Marched, Marching, march_rays
+from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, render_rays
 from fedfields.types import Batch, Params
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
     from torch.nn import Module
 
 
@@ -43,11 +46,67 @@ class RadianceLoss:
         shown = render_rays(self.field, params, batch.inputs, self.settings).colour
         return (shown - batch.targets).square().mean()
 
+    def render(self, params: Params, rays: Rays, points: int = 8192) -> Marched:
+        """What is seen along all rays, ``points`` samples at a time, without history."""
+        chunk = max(1, points // self.settings.samples)
+        with torch.no_grad():
+            pieces = [
+                render_rays(self.field, params, rays.chosen(slice(a, a + chunk)), self.settings)[:3]
+                for a in range(0, len(rays.near), chunk)
+            ]
+        return Marched(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's, along the same rays."""
         with torch.no_grad():
             shown = render_rays(self.field, params, batch.inputs, self.settings).colour
         return Batch(batch.inputs, 2 * shown - batch.targets)
+
+
+@dataclass(frozen=True, eq=False)
+class MarchedLoss:
+    """Mean squared error of the colour of marched rays: as `RadianceLoss`, without samples in empty space.
+
+    The occupancy grid follows the field as it learns: whoever trains calls :meth:`refreshed` now and then, and keeps
+    what it returns. It is the client's own and never travels.
+    """
+
+    field: Any
+    """A radiance field over [-1, 1]^3 that also has ``density(params, positions)``."""
+
+    settings: Marching = dataclasses.field(default_factory=Marching)
+    densities: Tensor | None = None
+    """What the grid knows, ``[G, G, G]``; without it, everything counts as occupied."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        seen, count = march_rays(
+            partial(self.field, params), batch.inputs, self.settings, self.occupied, self.settings.samples
+        )
+        return (seen.colour - batch.targets[:count]).square().mean()
+
+    @property
+    def occupied(self) -> Tensor:
+        """Which cells are not empty, ``[G, G, G]``."""
+        if self.densities is None:
+            return torch.ones((self.settings.cells,) * 3, dtype=torch.bool)
+        return self.settings.occupied(self.densities)
+
+    def refreshed(self, params: Params, kept: Params, generator: Generator) -> tuple[MarchedLoss, Params]:
+        """The loss with a grid that has looked at the field again, and what the client keeps of it."""
+        density = partial(self.field.density, tree.detach(params))
+        found = self.settings.look(density, kept.get("densities"), generator)
+        return dataclasses.replace(self, densities=found), {"densities": found}
+
+    def render(self, params: Params, rays: Rays) -> Marched:
+        """What is seen along all rays, without history."""
+        with torch.no_grad():
+            pieces = [
+                march_rays(partial(self.field, params), rays.chosen(slice(a, a + 4096)), self.settings, self.occupied)[
+                    0
+                ]
+                for a in range(0, len(rays.near), 4096)
+            ]
+        return Marched(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
 @dataclass(frozen=True)

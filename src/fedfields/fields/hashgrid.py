@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HashGrid:
-    """Positions in the unit cube to density and spherical harmonics."""
+    """Positions in the cube [-1, 1]^3 to density and spherical harmonics."""
 
     levels: int = 16
     """Resolution levels."""
@@ -68,33 +68,32 @@ class HashGrid:
         return params
 
     def latents(self, params: Params, positions: Tensor) -> Tensor:
-        """``[N, 3]`` in the unit cube to ``[N, 1 + latent]``, of which the first is the density before softplus."""
+        """``[N, 3]`` in the cube to ``[N, 1 + latent]``, of which the first is the density before softplus."""
         from fedfields.kernels.hashing import hash_encode
 
-        features = hash_encode(positions, params["table"], self.cells)
+        features = hash_encode((positions + 1) / 2, params["table"], self.cells)
         hidden = torch.nn.functional.linear(features, params["density.0.weight"]).relu()
         return torch.nn.functional.linear(hidden, params["density.1.weight"])
 
     def density(self, params: Params, positions: Tensor) -> Tensor:
-        """``[N]``, per unit of the cube's edge."""
+        """``[N]``, per unit of distance in the cube."""
         return density_of(self.latents(params, positions)[:, 0])
 
     def coefficients(self, params: Params, latents: Tensor) -> Tensor:
-        """Spherical-harmonic coefficients ``[N, 9, 3]``."""
+        """Spherical-harmonic coefficients ``[N, 3, 9]``, nine for each colour."""
         hidden = torch.nn.functional.linear(latents, params["colour.0.weight"]).relu()
-        return torch.nn.functional.linear(hidden, params["colour.1.weight"]).view(-1, 9, 3)
+        return torch.nn.functional.linear(hidden, params["colour.1.weight"]).view(-1, 3, 9)
 
     def __call__(self, params: Params, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Density ``[N]`` and colour ``[N, 3]`` in (0, 1) at positions in the unit cube, seen along unit directions."""
+        """Density ``[N]`` and colour ``[N, 3]`` in (0, 1) at positions in the cube, seen along unit directions."""
         latents = self.latents(params, positions)
-        coefficients = self.coefficients(params, latents)
-        basis = harmonics(directions)
-        return density_of(latents[:, 0]), (coefficients * basis[..., None]).sum(1).sigmoid()
+        shades = torch.bmm(self.coefficients(params, latents), harmonics(directions)[..., None])[..., 0]
+        return density_of(latents[:, 0]), shades.sigmoid()
 
 
 def density_of(raw: Tensor) -> Tensor:
     """Softplus, shifted and scaled: a new network is thin haze, and walls are within reach of usual outputs."""
-    return 50 * torch.nn.functional.softplus(raw - 4)
+    return 25 * torch.nn.functional.softplus(raw - 4)
 
 
 def harmonics(directions: Tensor) -> Tensor:

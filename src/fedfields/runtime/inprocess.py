@@ -51,12 +51,13 @@ class Round(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How rounds are run, beside the method."""
+    """How rounds are run, beside the method. With ``seconds``, training ends with the round in which they are spent."""
 
     rounds: int
     cohort: int
     seed: int = 0
     weights: Sequence[float] | None = None
+    seconds: float | None = None
 
 
 def train(
@@ -106,13 +107,15 @@ def run_rounds(
     state: ServerState,
     memories: dict[int, Memory],
     pool: Pool,
+    spent: float = 0.0,
 ) -> Iterator[Round]:
-    """Yields every round after ``state.round`` up to ``settings.rounds``."""
+    """Yields every round after ``state.round`` up to ``settings.rounds``; ``spent`` seconds went before."""
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
-    while state.round < settings.rounds:
-        step = run_round(context, settings, state, memories, initial, form, pool)
-        state, memories = step.state, step.memories
+    while state.round < settings.rounds and (settings.seconds is None or spent < settings.seconds):
+        progress = spent / settings.seconds if settings.seconds else state.round / settings.rounds
+        step = run_round(context, settings, state, memories, initial, form, pool, progress)
+        state, memories, spent = step.state, step.memories, spent + step.record["seconds"]
         yield step
 
 
@@ -124,6 +127,7 @@ def run_round(
     initial: Memory,
     form: Report,
     pool: Pool,
+    progress: float = 0.0,
 ) -> Round:
     """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
     started = time.perf_counter()
@@ -140,6 +144,7 @@ def run_round(
             number,
             _weight(settings, i),
             len(clients) / steps,
+            progress,
         )
         for i in cohort
     ]
@@ -186,6 +191,7 @@ def visit_job(
     number: int,
     weight: float,
     share: float,
+    progress: float,
 ) -> Reply:
     """A client's visit, wherever it runs."""
     client = context.clients[index]
@@ -199,6 +205,7 @@ def visit_job(
         round=number,
         weight=weight,
         step_share=share,
+        progress=progress,
     )
 
 

@@ -1,0 +1,116 @@
+"""A place in photographs, and how those are shared out among clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fedfields.errors import UserError
+from fedfields.scenes.captures import load_capture
+from fedfields.scenes.frame import Frame, frame_of, load_frame
+from fedfields.scenes.posed import Capture, View
+from fedfields.scenes.views import Photo, RaySignal, load_photo, shared_out
+from fedfields.types import Client, Task
+
+
+class Place(NamedTuple):
+    """The data of a run on one scene.
+
+    Attributes:
+        clients: owners of photographs.
+        tests: photographs that nobody trains on.
+        frame: what all of them share.
+        notes: what the user should know.
+    """
+
+    clients: tuple[Client, ...]
+    tests: tuple[Photo, ...]
+    frame: Frame
+    notes: tuple[str, ...]
+
+    @property
+    def unseen(self) -> tuple[Client, ...]:
+        """Nobody: the scene is the same for all."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Photographs of one place, and how they are shared out among clients."""
+
+    path: Path | None = None
+    """Folder of the capture: Blender, nerfstudio, COLMAP, LLFF or Photo Tourism."""
+
+    size: int = 0
+    """Pixels along the longer side, after resizing; 0 keeps the size of each photograph."""
+
+    clients: int = 1
+    """Owners among whom the training photographs are shared out; 1 is centralised training."""
+
+    partition: Literal["interleave", "separate"] = "interleave"
+    """By the azimuth of the camera: dealt out in turn, or a sector for each client."""
+
+    frame: Path | None = None
+    """The scene.json that all owners share; without it one is made from the capture."""
+
+    tests: int = 0
+    """At most so many test photographs, evenly spread; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ValueError(f"clients is {self.clients}; there must be at least 1")
+        if self.size < 0 or self.tests < 0:
+            raise ValueError("size and tests must be positive, or 0 for no limit")
+
+    def load(self, jitters: int = 1) -> Place:
+        """Reads the capture.
+
+        Args:
+            jitters: see `RaySignal`.
+
+        Raises:
+            UserError: no such capture, it has no use, or it lies outside the frame.
+        """
+        if self.path is None:
+            raise UserError("no photographs were given; name the folder of a capture with --data")
+        capture = load_capture(self.path)
+        frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
+        _check_frame(self.path, capture, frame)
+        train = [load_photo(view, frame, self._scale(view)) for view in capture.views if view.split == "train"]
+        if len(train) < self.clients:
+            raise UserError(f"{self.path} has {len(train)} training photographs, too few for {self.clients} clients")
+        known = frame.background == "white"
+        shares = shared_out(train, self.clients, self.partition)
+        signals = [RaySignal(tuple(share), jitters, known) for share in shares]
+        clients = [Client(f"client-{i}", (Task(one, one, f"client-{i}"),)) for i, one in enumerate(signals)]
+        tests = _spread([view for view in capture.views if view.split == "test"], self.tests)
+        photos = tuple(load_photo(view, frame, self._scale(view)) for view in tests)
+        return Place(tuple(clients), photos, frame, capture.problems)
+
+    def _scale(self, view: View) -> float:
+        longer = max(view.camera.width, view.camera.height)
+        return 1.0 if self.size == 0 else min(1.0, self.size / longer)
+
+
+def _check_frame(path: Path, capture: Capture, frame: Frame) -> None:
+    """Refuses a frame that most of the capture does not look into: it belongs to another place or scale."""
+    import torch
+
+    from fedfields.scenes.views import in_cube
+
+    poses = torch.stack([frame.pose(view.pose) for view in capture.views])
+    axis = in_cube(poses[:, :, 3], -poses[:, :, 2])
+    share = float((axis.far > axis.near).double().mean())
+    if share < 0.5:
+        raise UserError(
+            f"{path} and its frame disagree: only {share:.0%} of the cameras look into the frame's cube; use the poses "
+            "and the scene.json of the same federation"
+        )
+
+
+def _spread(views: list[View], most: int) -> list[View]:
+    """At most ``most`` of them, evenly; all for 0."""
+    if most == 0 or len(views) <= most:
+        return views
+    return [views[round(i * (len(views) - 1) / max(1, most - 1))] for i in range(most)]

@@ -1,0 +1,160 @@
+"""Posed photographs as a signal: batches of rays of random pixels, in the shared frame."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedfields.lazy import torch
+from fedfields.rendering.cameras import Camera
+from fedfields.rendering.rays import Rays
+from fedfields.scenes.frame import Frame
+from fedfields.scenes.posed import View, load_colours
+from fedfields.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class Photo(NamedTuple):
+    """A photograph in the shared frame.
+
+    Attributes:
+        name: what the capture calls it.
+        pose: ``[3, 4]`` float32, camera-to-frame.
+        camera: for the size of ``colours``.
+        colours: ``[h, w, 3]`` uint8.
+        usable: indices of the pixels that may be used, row by row; None for all.
+    """
+
+    name: str
+    pose: Tensor
+    camera: Camera
+    colours: Tensor
+    usable: Tensor | None = None
+
+
+def load_photo(view: View, frame: Frame, scale: float = 1.0) -> Photo:
+    """Reads a view; at 8 bits a colour, which is what photographs have.
+
+    Raises:
+        UserError: see `load_colours`.
+    """
+    picture = load_colours(view, scale)
+    usable = None if bool(picture.weight.all()) else picture.weight.flatten().nonzero()[:, 0]
+    colours = (picture.colours * 255).round().to(torch.uint8)
+    return Photo(view.name, frame.pose(view.pose).float(), picture.camera, colours, usable)
+
+
+class _Store(NamedTuple):
+    """All photographs behind one another: where each ends, its pose, where the directions of its camera begin; and of
+    every usable pixel its colour and its place in its photograph."""
+
+    ends: Tensor
+    poses: Tensor
+    directions: Tensor
+    first: Tensor
+    colours: Tensor
+    pixels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RaySignal:
+    """The usable pixels of some photographs, as rays cut to the cube [-1, 1]^3 of the shared frame.
+
+    Directions are kept once for each camera, in its own axes: many photographs may share one.
+    """
+
+    photos: tuple[Photo, ...]
+    """The photographs; at least one."""
+
+    jitters: int = 1
+    """Random places drawn for each ray: one for a marched ray, the number of samples for a dense one."""
+
+    known_background: bool = True
+    """Whether what is behind the scene is known; else each ray is drawn before a random colour."""
+
+    _store: _Store = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.photos:
+            raise ValueError("no photographs; a signal needs at least one")
+        counts = [_usable(photo) for photo in self.photos]
+        cameras = list(dict.fromkeys(photo.camera for photo in self.photos))
+        directions = [camera.directions(camera.pixels()).float() for camera in cameras]
+        starts = torch.tensor([0, *(len(one) for one in directions)]).cumsum(0)
+        first = [int(starts[cameras.index(photo.camera)]) for photo in self.photos]
+        store = _Store(
+            torch.tensor(counts).cumsum(0),
+            torch.stack([photo.pose for photo in self.photos]),
+            torch.cat(directions),
+            torch.tensor(first),
+            torch.cat([_kept(photo) for photo in self.photos]),
+            torch.cat([_pixels(photo) for photo in self.photos]),
+        )
+        object.__setattr__(self, "_store", store)
+
+    def __len__(self) -> int:
+        """Usable pixels."""
+        return int(self._store.ends[-1])
+
+    def sample(self, count: int, generator: Generator) -> Batch:
+        """Rays of ``min(count, len(self))`` random pixels, drawn with replacement, and their colours ``[R, 3]``."""
+        index = torch.randint(len(self), (min(count, len(self)),), generator=generator)
+        jitter = torch.rand(len(index), self.jitters, generator=generator)
+        behind = None if self.known_background else torch.rand(len(index), 3, generator=generator)
+        rays = self._rays(index)._replace(jitter=jitter, background=behind)
+        return Batch(rays, self._store.colours[index].float() / 255)
+
+    def everything(self) -> Batch:
+        """The rays of all usable pixels, with samples at regular places."""
+        return Batch(self._rays(torch.arange(len(self))), self._store.colours.float() / 255)
+
+    def _rays(self, index: Tensor) -> Rays:
+        store = self._store
+        view = torch.searchsorted(store.ends, index, right=True)
+        local = store.directions[store.first[view] + store.pixels[index]]
+        poses = store.poses[view]
+        return in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])
+
+
+def in_cube(origins: Tensor, directions: Tensor) -> Rays:
+    """Rays of unit direction, cut to the cube [-1, 1]^3: ``far <= near`` where they miss it. All ``[R, 3]``."""
+    directions = torch.nn.functional.normalize(directions, dim=1)
+    safe = torch.where(directions.abs() < 1e-12, 1e-12, directions)
+    walls = torch.stack([(-1 - origins) / safe, (1 - origins) / safe])
+    near, far = walls.amin(0).amax(1).clamp_min(0), walls.amax(0).amin(1)
+    return Rays(origins, directions, near, torch.maximum(near, far))
+
+
+def photo_rays(pose: Tensor, camera: Camera) -> Rays:
+    """Rays of all pixels of a camera, row by row."""
+    local = camera.directions(camera.pixels()).float()
+    return in_cube(pose[:, 3].expand(len(local), 3).contiguous(), local @ pose[:, :3].T)
+
+
+def shared_out(photos: Sequence[Photo], clients: int, partition: str) -> list[list[Photo]]:
+    """Photographs among clients by the azimuth of the camera, as FedNeRF (Holden et al. 2023) does.
+
+    "interleave" deals them out in turn, "separate" gives each client a sector.
+    """
+    ordered = sorted(photos, key=lambda photo: float(torch.atan2(photo.pose[1, 3], photo.pose[0, 3])))
+    if partition == "interleave":
+        return [ordered[i::clients] for i in range(clients)]
+    edges = [len(ordered) * i // clients for i in range(clients + 1)]
+    return [ordered[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _usable(photo: Photo) -> int:
+    return photo.camera.width * photo.camera.height if photo.usable is None else len(photo.usable)
+
+
+def _kept(photo: Photo) -> Tensor:
+    flat = photo.colours.reshape(-1, 3)
+    return flat if photo.usable is None else flat[photo.usable]
+
+
+def _pixels(photo: Photo) -> Tensor:
+    return torch.arange(_usable(photo)) if photo.usable is None else photo.usable
