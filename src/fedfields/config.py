@@ -11,11 +11,14 @@ from typing import Any, Literal, get_args, get_type_hints
 from fedfields.adaptation import Adaptation
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method
-from fedfields.fields import FourierMlp, Siren
+from fedfields.fields import FourierMlp, HashGrid, Nerf, SimpleNerf, Siren
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
 from fedfields.optim import Adam, Sgd
 from fedfields.privacy import Noise, Surrogate, Transform
+from fedfields.rendering.marching import Marching
+from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
+from fedfields.scenes.scene import Scene
 from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Robust, Scaffold, Strategy
 
 
@@ -23,11 +26,16 @@ from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Robust
 class Experiment:
     """Everything that decides the result of a run."""
 
-    data: Data = dataclasses.field(default_factory=Data)
-    """Whose pictures, and who owns which."""
+    data: Data | Scene = dataclasses.field(default_factory=Data)
+    """Whose pictures, or of which place, and who owns which."""
 
-    field: Siren | FourierMlp = dataclasses.field(default_factory=lambda: Siren(width=64, depth=3))
-    """The network that stands for a picture."""
+    field: Siren | FourierMlp | HashGrid | Nerf | SimpleNerf = dataclasses.field(
+        default_factory=lambda: Siren(width=64, depth=3)
+    )
+    """The network that stands for a picture or a place."""
+
+    rays: Marching | RenderSettings = dataclasses.field(default_factory=Marching)
+    """How the field of a place is rendered; pictures have no use for it."""
 
     objective: Objective = dataclasses.field(default_factory=Maml)
     """What a client follows."""
@@ -58,6 +66,9 @@ class Experiment:
 
     checkpoint_every: int = 25
     """Rounds between checkpoints; the last round always leaves one."""
+
+    seconds: float | None = None
+    """Budget of training in seconds of wall-clock time: it ends with the round in which they are spent."""
 
     seed: int = 0
     """Seed of everything random."""
@@ -133,13 +144,22 @@ FIELDS: dict[str, Siren | FourierMlp] = {
     "fourier-mlp": FourierMlp(width=64),
 }
 
+RADIANCE_FIELDS: dict[str, HashGrid | Nerf | SimpleNerf] = {
+    "hash-grid": HashGrid(),
+    "nerf": Nerf(),
+    "simple-nerf": SimpleNerf(),
+}
+
+RAYS: dict[str, Marching | RenderSettings] = {"marched": Marching(), "dense": RenderSettings()}
+
 OPTIMIZERS: dict[str, Sgd | Adam] = {"sgd": Sgd(), "momentum": Sgd(momentum=0.9), "adam": Adam()}
 
 AXES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
     "strategy": STRATEGIES,
     "privacy": PRIVACY,
-    "field": FIELDS,
+    "field": FIELDS | RADIANCE_FIELDS,
+    "rays": RAYS,
     "local-optimizer": OPTIMIZERS,
     "adapt-optimizer": OPTIMIZERS,
 }
@@ -204,6 +224,22 @@ _preset(
     objective=Antithetic(_MAML),
 )
 
+_NGP = Experiment(
+    data=Scene(),
+    field=HashGrid(),
+    objective=Fit(batch=2048),
+    local=Local(steps=50, lr=1e-2, clip=0.0, optimizer=Adam(0.9, 0.99, 1e-15), keep_state=True, final=0.03),
+    rounds=100,
+    cohort=1,
+    evaluate_every=20,
+    checkpoint_every=10,
+)
+PRESETS["nerf"] = (_NGP, "one place in posed photographs, trained in one place: a hash grid")
+PRESETS["fedavg-ngp"] = (
+    dataclasses.replace(_NGP, data=Scene(clients=4), cohort=4),
+    "the same place, photographs shared out among owners: hash grids, averaged",
+)
+
 
 def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
@@ -251,7 +287,8 @@ def nearest(word: str, choices: Mapping[str, Any]) -> str:
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Experiment, Data, Siren, FourierMlp, Local, Adaptation, Inner, Sgd, Adam),
+        *(Experiment, Data, Scene, Local, Adaptation, Inner, Sgd, Adam),
+        *(Siren, FourierMlp, HashGrid, Nerf, SimpleNerf, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
         *(Noise, Surrogate),

@@ -8,8 +8,9 @@ from pathlib import Path
 from fedfields.audit import AuditResult, AuditSettings, Observation, audit, load_observations
 from fedfields.errors import UserError
 from fedfields.gallery import save_sheet
+from fedfields.runtime.pictures import SHOWN, grid_of
 from fedfields.runtime.pool import one_thread
-from fedfields.runtime.run import SHOWN, clean, grid_of, load_experiment, set_up
+from fedfields.runtime.run import clean, set_up_run
 from fedfields.store import write_json
 
 Advance = Callable[[str, int, int], None]
@@ -24,7 +25,7 @@ def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = N
     Raises:
         UserError: no such run, or it kept no observations.
     """
-    setup = set_up(load_experiment(folder))
+    setup = set_up_run(folder)
     files = sorted((folder / "observations").glob("round-*.safetensors"))
     if not files:
         raise UserError(f"{folder} kept no uploads to attack: nobody sends anything in a run without rounds")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fedfields.adaptation import Adaptation, adapting
 from fedfields.errors import UserError
+from fedfields.fields import FourierMlp, Siren
 from fedfields.gallery import save_picture
 from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr
@@ -44,6 +45,8 @@ def personalise(run: Path, path: Path, settings: Adaptation, out: Path | None = 
         UserError: no such run, no such signal, or one with another number of axes than the run's.
     """
     experiment = load_experiment(run)
+    if not (isinstance(experiment.data, Data) and isinstance(experiment.field, Siren | FourierMlp)):
+        raise UserError(f"{run} is a run on a place; adapt is for runs on pictures or clips")
     start = load_weights(run / "model.safetensors")
     signal = read_signal(path, experiment.data)
     fresh = experiment.field.init(len(signal.shape), signal.values.shape[-1], generator(experiment.seed, "init"))

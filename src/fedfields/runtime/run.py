@@ -2,84 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fedfields.audit import AuditResult, Observation, audit, save_observations
 from fedfields.config import Experiment, from_json, to_json
 from fedfields.errors import UserError
-from fedfields.federation import prepare, start_server
-from fedfields.gallery import Cell, save_sheet
-from fedfields.losses import FieldLoss
-from fedfields.metrics import psnr, ssim
+from fedfields.federation import start_server
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
-from fedfields.runtime.evaluation import evaluate, mean, render
-from fedfields.runtime.inprocess import AllFailed, Context, Round, Settings, run_rounds
+from fedfields.runtime.inprocess import AllFailed, run_rounds
+from fedfields.runtime.pictures import PictureSetup, set_up_pictures
+from fedfields.runtime.places import PlaceSetup, set_up_place
 from fedfields.runtime.pool import Pool, one_thread
-from fedfields.scenes.data import Federation
-from fedfields.scenes.grid import GridSignal
-from fedfields.seeds import generator
+from fedfields.scenes.scene import Scene
 from fedfields.store import cannot_write, read_json, write_json
-from fedfields.types import Client, Params
-
-SHOWN = 6
-"""Rows of a contact sheet."""
 
 BLOW_UP = 4.0
 """How many times the first loss before adaptation counts as divergence."""
-
-EARLY_STEPS = 8
-"""Adaptation steps of the evaluations before the last one."""
 
 
 class Interrupted(Exception):
     """Ctrl-C: everything up to the last whole round is on disk. The text says how to go on."""
 
 
-class Setup(NamedTuple):
-    """What a run is made of, rebuilt from its experiment alone.
-
-    Attributes:
-        experiment: the whole configuration.
-        federation: the owners, with the signals that they really have.
-        context: method, clients as the transforms prepared them, loss.
-        params: the initial weights.
-        settings: rounds, cohort, seed, weights.
-    """
-
-    experiment: Experiment
-    federation: Federation
-    context: Context
-    params: Params
-    settings: Settings
-
-    @property
-    def loss(self) -> FieldLoss:
-        """The field's loss."""
-        assert isinstance(self.context.loss, FieldLoss)
-        return self.context.loss
+Setup = PictureSetup | PlaceSetup
+"""What a run is made of, rebuilt from its experiment alone."""
 
 
 def set_up(experiment: Experiment) -> Setup:
     """Reads the data and draws the initial weights."""
-    federation = experiment.data.load(experiment.seed)
-    clients = federation.clients
-    try:
-        prepared = tuple(prepare(experiment.privacy, client, seed=experiment.seed) for client in clients)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    signal = _signal(clients[0])
-    params = experiment.field.init(len(signal.shape), signal.values.shape[-1], generator(experiment.seed, "init"))
-    sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
-    settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, sizes)
-    context = Context(experiment.method, prepared, FieldLoss(experiment.field))
-    return Setup(experiment, federation, context, params, settings)
+    if isinstance(experiment.data, Scene):
+        return set_up_place(experiment)
+    return set_up_pictures(experiment)
+
+
+def set_up_run(folder: Path) -> PictureSetup:
+    """The parts of a run on pictures, for what needs pictures.
+
+    Raises:
+        UserError: no such run, or it is one on a place.
+    """
+    setup = set_up(load_experiment(folder))
+    if isinstance(setup, PlaceSetup):
+        raise UserError(f"{folder} is a run on a place; this command is for runs on pictures or clips")
+    return setup
 
 
 def load_experiment(folder: Path) -> Experiment:
@@ -121,6 +91,7 @@ def run(
     setup = set_up(experiment)
     for note in setup.federation.notes:
         warn(note)
+    setup.begin(folder)
     start = Checkpoint(start_server(experiment.strategy, setup.params), {}, Uploads({}, {}))
     log = _Log(folder / "metrics.jsonl")
     if resume:
@@ -146,14 +117,15 @@ def _train(
     experiment = setup.experiment
     watch = _Watch(warn, log.records)
     try:
-        rounds = run_rounds(setup.context, setup.settings, current.state, current.memories, pool)
+        spent = sum(record["seconds"] for record in log.records)
+        rounds = run_rounds(setup.context, setup.settings, current.state, current.memories, pool, spent)
         for step in rounds:
-            current = Checkpoint(step.state, step.memories, _remember(setup, current.uploads, step))
+            current = Checkpoint(step.state, step.memories, setup.remember(current.uploads, step))
             number, record = step.state.round, step.record
             last = number == experiment.rounds
             if number == 1 or last or number % experiment.evaluate_every == 0:
-                record |= _evaluate(setup, current, pool, final=last)
-                _observe(setup, folder, current)
+                record |= setup.judge(current, pool, final=last)
+                setup.observe(folder, current)
             watch.look(record)
             log.append(record)
             if last or number % experiment.checkpoint_every == 0:
@@ -173,6 +145,8 @@ def _train(
             f"interrupted after round {current.state.round} of {experiment.rounds}; "
             f"go on with: fedfields run --resume --out {folder}"
         ) from None
+    if log.records and current.state.round % experiment.checkpoint_every:
+        save(folder / "checkpoints", current)
     return current
 
 
@@ -182,11 +156,9 @@ def _finish(setup: Setup, folder: Path, name: str, current: Checkpoint, log: _Lo
     save_weights(folder / "model.safetensors", params)
     final = log.records[-1] if log.records else {}
     if "psnr" not in final:
-        final = final | _evaluate(setup, current, pool, final=True)
+        final = final | setup.judge(current, pool, final=True)
     with one_thread():
-        _owner_sheet(setup, folder, params)
-        if current.uploads.last:
-            _server_sheet(setup, folder, current)
+        setup.draw(folder, current)
     summary = _summary(setup, name, log, final)
     write_json(folder / "summary.json", clean(summary))
     return summary
@@ -211,137 +183,13 @@ def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
         "bytes_down": sum(record["bytes_down"] for record in records),
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
+        "views": final.get("views"),
         "psnr_p": final.get("psnr_p"),
         "ssim_p": final.get("ssim_p"),
         "leak": final.get("leak"),
         "floor": final.get("floor"),
         "warnings": list(dict.fromkeys(record["warning"] for record in records if "warning" in record)),
     }
-
-
-# --- evaluation ---------------------------------------------------------------------------------------------
-
-
-def _evaluate(setup: Setup, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
-    """Quality after adaptation and, once somebody has uploaded, privacy."""
-    settings, federation = setup.experiment.adaptation, setup.federation
-    if not final:
-        settings = dataclasses.replace(settings, steps=min(EARLY_STEPS, settings.steps))
-    groups = {"held_out": federation.clients, "unseen": federation.unseen}
-    quality = evaluate(pool, current.state.params, groups, settings, setup.experiment.seed)
-    figures: dict[str, Any] = {"psnr": quality.psnr, "ssim": quality.ssim}
-    if current.uploads.last:
-        with one_thread():
-            figures |= _privacy(setup, current)
-    return figures
-
-
-def _privacy(setup: Setup, current: Checkpoint) -> dict:
-    """PSNR_p and SSIM_p as the official code computes them, and the cheap level of the audit.
-
-    Both look at the last upload of every training client. PSNR_p counts a client that never had its turn with the
-    initial weights; the audit leaves it out, for it has sent nothing.
-    """
-    clients, last = setup.federation.clients, current.uploads.last
-    pairs = []
-    for i, client in enumerate(clients):
-        weights = last[i][1] if i in last else setup.params
-        for task in client.train:
-            signal = grid_of(task.query)
-            shown = render(setup.loss, weights, signal)
-            pairs.append((psnr(shown, signal.values), ssim(shown, signal.values)))
-    result = cheap_audit(setup, current)
-    return {
-        "psnr_p": mean(pair[0] for pair in pairs),
-        "ssim_p": mean(pair[1] for pair in pairs),
-        "leak": result.leak,
-        "floor": result.floor,
-    }
-
-
-def cheap_audit(setup: Setup, current: Checkpoint) -> AuditResult:
-    """The render family of attacks on every client's last upload."""
-    clients = setup.federation.clients
-    return audit(
-        _observations(setup, current),
-        {clients[i].name: _signal(clients[i]) for i in current.uploads.last},
-        setup.loss,
-        setup.experiment.method,
-    )
-
-
-def _remember(setup: Setup, uploads: Uploads, step: Round) -> Uploads:
-    """The uploads after a round: its own in place of older ones of the same clients."""
-    number, start = step.state.round, step.received["params"]
-    uploaded = setup.experiment.strategy.uploaded
-    last = uploads.last | {i: (number, uploaded(start, reply.report, reply.steps)) for i, reply in step.replies.items()}
-    needed = {number for number, _ in last.values()}
-    broadcasts = uploads.broadcasts | {number: step.received["params"]}
-    return Uploads(last, {number: broadcasts[number] for number in sorted(needed)})
-
-
-def _observe(setup: Setup, folder: Path, current: Checkpoint) -> None:
-    """Keeps what the server saw in this round, for a full audit afterwards."""
-    number = current.state.round
-    seen = [one for one in _observations(setup, current) if one.round == number]
-    if seen:
-        save_observations(folder / "observations" / f"round-{number:06d}.safetensors", seen)
-
-
-def _observations(setup: Setup, current: Checkpoint) -> list[Observation]:
-    """What the server last saw of every client."""
-    clients, uploads = setup.federation.clients, current.uploads
-    return [
-        Observation(clients[i].name, number, uploads.broadcasts[number], weights)
-        for i, (number, weights) in sorted(uploads.last.items())
-    ]
-
-
-# --- pictures -----------------------------------------------------------------------------------------------
-
-
-def _owner_sheet(setup: Setup, folder: Path, params: Params) -> None:
-    """Truth and reconstruction after some steps, for clients never seen (or held-out signals)."""
-    from fedfields.adaptation import adapting
-
-    federation, settings = setup.federation, setup.experiment.adaptation
-    owners = federation.unseen or federation.clients
-    tasks = [task for client in owners for task in client.held_out][:SHOWN]
-    steps = [step for step in settings.checkpoints() if step in (0, 1, 2, 8, 32, settings.steps)]
-    rows: dict[str, list[Cell | None]] = {}
-    for task in tasks:
-        truth = grid_of(task.query)
-        row: list[Cell | None] = [Cell(truth.values)]
-        random = generator(setup.experiment.seed, "adapt", task.name)
-        for step, adapted in adapting(params, task.support, setup.loss, settings, random):
-            if step in steps:
-                shown = render(setup.loss, adapted, truth)
-                row.append(Cell(shown, f"{psnr(shown, truth.values):.1f} dB"))
-        rows[task.name] = row
-    if rows:
-        columns = ["truth"] + [f"{step} step{'s' * (step != 1)}" for step in steps]
-        save_sheet(folder / "images", "owner", "What the owner reconstructs", columns, rows)
-
-
-def _server_sheet(setup: Setup, folder: Path, current: Checkpoint) -> None:
-    """Truth and what the render family recovers from the last upload."""
-    result = cheap_audit(setup, current)
-    columns, rows = result.sheet(SHOWN)
-    save_sheet(folder / "images", "server", "What the server reconstructs from one upload", columns, rows)
-
-
-def _signal(client: Client) -> GridSignal:
-    """A training client's first private signal."""
-    return grid_of(client.train[0].query)
-
-
-def grid_of(signal: object) -> GridSignal:
-    """The signal, which in a run is always sampled on a grid."""
-    assert isinstance(signal, GridSignal)
-    return signal
-
-
-# --- folder and records -------------------------------------------------------------------------------------
 
 
 def _open_folder(experiment: Experiment, folder: Path, name: str, resume: bool) -> None:
