@@ -1,4 +1,4 @@
-"""The command line: ``fedfields run | adapt | audit | report | presets | check | demo``.
+"""The command line: ``fedfields run | adapt | audit | report | render | export | presets | check | demo``.
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -28,6 +28,8 @@ fedfields: federated learning of neural fields
   fedfields adapt RUN SIGNAL      fit the run's initialisation to one picture or clip of your own
   fedfields audit RUN             attack the uploads of a run with everything we know
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
+  fedfields render RUN            a film of the place that a run learned (colour, depth)
+  fedfields export RUN            the same as a mesh, points or a grid
   fedfields check DIR             what would be used of a folder, and what is wrong with the rest
   fedfields presets               the presets and every part that has a name
   fedfields demo                  photographs, four methods, one table (a few minutes)
@@ -205,6 +207,110 @@ def _audit(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class RenderFlags:
+    """What is filmed, and how."""
+
+    path: str = "orbit"
+    """The way: orbit, spiral, or a JSON file with camera poses (frames with a transform_matrix, as transforms.json)."""
+
+    out: Path | None = None
+    """An .mp4 file or a folder for pictures; RUN/orbit.mp4 (or the path's name) by default."""
+
+    frames: int = 60
+    """Frames of an orbit or a spiral."""
+
+    size: int = 200
+    """Pixels along an edge."""
+
+    fps: int = 24
+    """Frames in a second."""
+
+    depth: bool = False
+    """Show nearness beside the colour."""
+
+
+def _render(arguments: list[str]) -> int:
+    run, flags = _one_run(arguments, "render")
+    about = "Film the place that a run learned."
+    settings = _parse(RenderFlags, RenderFlags(), flags, "fedfields render RUN", about)
+    for name in ("frames", "size", "fps"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
+    from fedfields.runtime.products import film, load_trained
+    from fedfields.terminal import console, steps_progress
+
+    trained = load_trained(run)
+    out = settings.out or run / f"{Path(settings.path).stem}.mp4"
+    with steps_progress("render") as advance:
+        made = film(
+            trained,
+            settings.path,
+            out,
+            frames=settings.frames,
+            size=settings.size,
+            fps=settings.fps,
+            depth=settings.depth,
+            advance=advance,
+        )
+    console.print(str(made), soft_wrap=True, markup=False)
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportFlags:
+    """What is written; at least one of mesh, points and grid."""
+
+    mesh: Path | None = None
+    """A .ply file for the surface, coloured."""
+
+    points: Path | None = None
+    """A .ply file for all dense voxels, coloured."""
+
+    grid: Path | None = None
+    """A .npz file for density and colour on a regular grid."""
+
+    resolution: int = 128
+    """Points of the grid along an axis."""
+
+    level: float | None = None
+    """Density of the surface, per world unit; by default where a voxel lets half the light through."""
+
+
+def _export(arguments: list[str]) -> int:
+    run, flags = _one_run(arguments, "export")
+    about = "Write the place that a run learned as a mesh, points or a grid, in world coordinates."
+    settings = _parse(ExportFlags, ExportFlags(), flags, "fedfields export RUN", about)
+    if settings.mesh is settings.points is settings.grid is None:
+        raise UserError("nothing to write; say --mesh x.ply, --points x.ply or --grid x.npz")
+    if settings.resolution < 2:
+        raise UserError(f"--resolution is {settings.resolution}; it must be at least 2")
+    from fedfields.runtime import products
+    from fedfields.terminal import console, steps_progress
+
+    trained = products.load_trained(run)
+    with steps_progress("export") as advance:
+        grid = products.volume(trained, settings.resolution, advance)
+    level = products.opaque_density(grid) if settings.level is None else settings.level
+    if settings.mesh:
+        count = products.save_mesh(grid, settings.mesh, level)
+        console.print(f"{settings.mesh}: {count:,} triangles", soft_wrap=True, markup=False)
+    if settings.points:
+        count = products.save_points(grid, settings.points, level)
+        console.print(f"{settings.points}: {count:,} points", soft_wrap=True, markup=False)
+    if settings.grid:
+        products.save_grid(grid, settings.grid)
+        console.print(str(settings.grid), soft_wrap=True, markup=False)
+    return 0
+
+
+def _one_run(arguments: list[str], command: str) -> tuple[Path, Flags]:
+    words, flags = _split(arguments)
+    if "--help" not in flags and len(words) != 1:
+        raise UserError(f"fedfields {command} needs one RUN, found {len(words)}")
+    return Path(words[0] if words else "."), flags
+
+
+@dataclass(frozen=True)
 class ReportFlags:
     """Where the page goes."""
 
@@ -278,6 +384,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "adapt": _adapt,
     "audit": _audit,
     "report": _report,
+    "render": _render,
+    "export": _export,
     "check": _check,
     "presets": _presets,
     "demo": _demo,
@@ -309,7 +417,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
     return words, flags
 
 
-SWITCHES = {"--help", "--resume", "--report"}
+SWITCHES = {"--help", "--resume", "--report", "--depth"}
 """Flags of the commands themselves that take no value; switches among the settings stand last or take true/false."""
 
 
