@@ -5,31 +5,36 @@
 Columns: milliseconds of one outer step (median), fraction of the sgemm ceiling (matrix products counted by
 torch's own flop counter on the reference), ratio of the reference's time to ours (above 1: we are faster) for
 "module" (nn.Module and autograd) and "batched" (every layer a batched product over a task axis of length one, as
-the official FedMeNF code runs it through vmap), and peak memory of one step above the idle process.
-The last rows are the overhead of a simulated round: everything but the client's arithmetic, per client.
+the official FedMeNF code runs it through vmap), and peak memory of one step above the idle process, ours and the
+module's.
+The last lines are the overhead of a simulated round (everything but the client's arithmetic, per client), and what the
+whole machine does: outer steps by worker processes of one thread each, against the batched form on all threads.
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
-import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedfields import tree
-from fedfields.federation import Local, Method, Visit
+from fedfields.federation import Local, Method, Visit, start_server
 from fedfields.fields import Siren
 from fedfields.losses import FieldLoss
 from fedfields.objectives import Fit, Inner, Maml, MeNF, Objective, Reptile
-from fedfields.runtime.inprocess import train
+from fedfields.runtime.inprocess import Context, Settings, run_rounds, train
+from fedfields.runtime.pool import Pool
 from fedfields.scenes.grid import GridSignal
 from fedfields.types import Batch, Client, Task
 
@@ -119,19 +124,36 @@ def objectives(samples: int) -> dict[str, Objective]:
 
 
 def peak_mb(step: Callable[[], object]) -> float:
-    """Peak resident memory of one call in a forked child, above what the child had before it."""
+    """Peak resident memory of one call in a forked child, above what the child had before it, watched every 2 ms.
+
+    The kernel's own high-water mark would not do: a child inherits its parent's.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ctypes.CDLL(None).malloc_trim(0)  # Or what earlier steps left behind would be taken for free.
+        before, done, most = resident(), threading.Event(), [0]
+
+        def watch() -> None:
+            while not done.wait(0.002):
+                most[0] = max(most[0], resident())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
         step()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        os.write(write, str(after - before).encode())
+        done.set()
+        watcher.join()
+        os.write(write, str(max(most[0] - before, 0)).encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        return int(pipe.read() or 0) / 1024
+        return int(pipe.read() or 0) / 2**20
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(depth: int, width: int, samples: int, gflops: float, seconds: float) -> list[dict]:
@@ -174,6 +196,7 @@ def measure(depth: int, width: int, samples: int, gflops: float, seconds: float)
                 "module_over_ours": times["module"] / times["ms"],
                 "batched_over_ours": times["batched"] / times["ms"],
                 "peak_mb": peak_mb(ours),
+                "module_peak_mb": peak_mb(plain),
             }
         )
     return rows
@@ -209,6 +232,33 @@ def overhead_ms(seconds: float) -> dict:
     return {"weights": tree.size(params), "ms_per_client_round": whole / (rounds * 10) - step}
 
 
+def machine(seconds: float) -> list[dict]:
+    """Milliseconds per outer step when all cores work: our worker processes, and the batched form on all threads."""
+    depth, width, samples, cores = 5, 128, 256, os.cpu_count() or 1
+    field = Siren(width, depth)
+    generator = torch.Generator().manual_seed(0)
+    params = field.init(3, 3, generator)
+    signal = GridSignal(torch.rand(1, 64, 64, 3, generator=generator))
+    batches = [signal.sample(samples, generator) for _ in range(STEPS + 1)]
+    clients = tuple(Client(f"client-{i}", (Task(signal, signal),)) for i in range(2 * cores))
+    rows = []
+    for name, objective in objectives(samples).items():
+        context = Context(Method(objective, Local(10, lr=1e-3)), clients, FieldLoss(field))
+        with Pool(context, cores) as pool:
+            state = start_server(context.method.strategy, params)
+            rounds = run_rounds(context, Settings(1_000_000, len(clients)), state, {}, pool)
+            next(rounds)  # Starts the processes.
+            times = []
+            while len(times) < 2 or sum(times) < seconds:
+                times.append(next(rounds).record["seconds"])
+        ours = 1e3 * statistics.median(times) / (10 * len(clients))
+        torch.set_num_threads(cores)
+        theirs = median_ms(lambda name=name: reference_step(batched_siren(depth), params, batches, name), seconds)
+        torch.set_num_threads(1)
+        rows.append({"objective": name, "cores": cores, "ms": ours, "batched_over_ours": theirs / ours})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under a minute, fewer configurations")
@@ -222,24 +272,35 @@ def main() -> None:
         for depth, width, samples in (QUICK if options.quick else CONFIGURATIONS)
         for row in measure(depth, width, samples, gflops, seconds)
     ]
-    result = {"sgemm_gflops": gflops, "objectives": rows, "simulation": overhead_ms(seconds)}
+    result = {
+        "sgemm_gflops": gflops,
+        "objectives": rows,
+        "simulation": overhead_ms(seconds),
+        "machine": machine(seconds),
+    }
     if options.json:
         json.dump(result, sys.stdout)
         print()
         return
     print(f"sgemm ceiling {gflops:.0f} GFLOP/s, one thread, torch {torch.__version__}")
     print(
-        f"{'field':8}{'samples':>8} {'objective':10}{'ms':>9}{'ceiling':>9}{'/module':>9}{'/batched':>9}{'peak MB':>9}"
+        f"{'field':8}{'samples':>8} {'objective':10}{'ms':>9}{'ceiling':>9}{'/module':>9}{'/batched':>9}"
+        f"{'peak MB':>9}{'module':>8}"
     )
     for row in rows:
         print(
             f"{row['field']:8}{row['samples']:8} {row['objective']:10}{row['ms']:9.1f}{row['of_ceiling']:9.0%}"
-            f"{row['module_over_ours']:9.2f}{row['batched_over_ours']:9.2f}{row['peak_mb']:9.0f}"
+            f"{row['module_over_ours']:9.2f}{row['batched_over_ours']:9.2f}{row['peak_mb']:9.0f}{row['module_peak_mb']:8.0f}"
         )
     one = result["simulation"]
     print(
         f"simulation overhead: {one['ms_per_client_round']:.2f} ms per client and round at {one['weights']:,} weights"
     )
+    for row in result["machine"]:
+        print(
+            f"{row['cores']} cores, 5x128, 256 samples, {row['objective']}: {row['ms']:.1f} ms an outer step, "
+            f"{row['batched_over_ours']:.2f} times the batched form on {row['cores']} threads"
+        )
 
 
 if __name__ == "__main__":
