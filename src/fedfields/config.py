@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from fedfields.adaptation import Adaptation
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method
-from fedfields.fields import FourierMlp, HashGrid, Nerf, SimpleNerf, Siren
+from fedfields.fields import CoarseFine, FourierMlp, HashGrid, Nerf, SimpleNerf, Siren
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
 from fedfields.optim import Adam, Sgd
 from fedfields.privacy import Noise, Surrogate, Transform
@@ -29,7 +29,7 @@ class Experiment:
     data: Data | Scene = dataclasses.field(default_factory=Data)
     """Whose pictures, or of which place, and who owns which."""
 
-    field: Siren | FourierMlp | HashGrid | Nerf | SimpleNerf = dataclasses.field(
+    field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf = dataclasses.field(
         default_factory=lambda: Siren(width=64, depth=3)
     )
     """The network that stands for a picture or a place."""
@@ -144,8 +144,9 @@ FIELDS: dict[str, Siren | FourierMlp] = {
     "fourier-mlp": FourierMlp(width=64),
 }
 
-RADIANCE_FIELDS: dict[str, HashGrid | Nerf | SimpleNerf] = {
+RADIANCE_FIELDS: dict[str, HashGrid | CoarseFine | Nerf | SimpleNerf] = {
     "hash-grid": HashGrid(),
+    "coarse-fine": CoarseFine(),
     "nerf": Nerf(),
     "simple-nerf": SimpleNerf(),
 }
@@ -240,6 +241,22 @@ PRESETS["fedavg-ngp"] = (
     "the same place, photographs shared out among owners: hash grids, averaged",
 )
 
+PRESETS["fednerf"] = (
+    Experiment(
+        data=Scene(clients=4),
+        field=CoarseFine(Nerf(width=128)),
+        rays=RenderSettings(samples=64, fine=128),
+        objective=Fit(batch=1024),
+        local=Local(steps=100, lr=5e-4, clip=0.0, optimizer=Adam(), keep_state=True, final=0.1),
+        rounds=200,
+        cohort=4,
+        weighting="size",
+        evaluate_every=20,
+        checkpoint_every=10,
+    ),
+    "FedNeRF (Holden et al. 2023): coarse and fine NeRF, Adam stays with the owners, merged by number of pixels",
+)
+
 
 def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
@@ -288,7 +305,7 @@ CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         *(Experiment, Data, Scene, Local, Adaptation, Inner, Sgd, Adam),
-        *(Siren, FourierMlp, HashGrid, Nerf, SimpleNerf, Marching, RenderSettings),
+        *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
         *(Noise, Surrogate),

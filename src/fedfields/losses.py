@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedfields import tree
 from fedfields.lazy import torch
+from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, march_rays
-from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, render_rays
+from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, render_pair, render_rays
 from fedfields.types import Batch, Params
 
 if TYPE_CHECKING:
@@ -37,29 +38,38 @@ class FieldLoss:
 
 @dataclass(frozen=True)
 class RadianceLoss:
-    """Mean squared error of the rendered colour over rays and channels; the inputs of a batch are `Rays`."""
+    """Mean squared error of the rendered colour over rays and channels; the inputs of a batch are `Rays`.
+
+    A field with a ``coarse`` half is rendered twice if the settings ask for fine samples; the errors are added.
+    """
 
     field: RadianceField
     settings: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        shown = render_rays(self.field, params, batch.inputs, self.settings).colour
-        return (shown - batch.targets).square().mean()
+        errors = [(shown.colour - batch.targets).square().mean() for shown in self.see(params, batch.inputs)]
+        return sum(errors[1:], errors[0])
+
+    def see(self, params: Params, rays: Rays) -> list[Rendered]:
+        """What the field shows along rays, the best last: twice, if it is a coarse and a fine one."""
+        coarse = getattr(self.field, "coarse", None)
+        if coarse is None or self.settings.fine == 0:
+            return [render_rays(self.field, params, rays, self.settings)]
+        return list(render_pair(partial(coarse, params), partial(self.field, params), rays, self.settings))
 
     def render(self, params: Params, rays: Rays, points: int = 8192) -> Marched:
         """What is seen along all rays, ``points`` samples at a time, without history."""
-        chunk = max(1, points // self.settings.samples)
+        chunk = max(1, points // self.settings.jitters)
         with torch.no_grad():
             pieces = [
-                render_rays(self.field, params, rays.chosen(slice(a, a + chunk)), self.settings)[:3]
-                for a in range(0, len(rays.near), chunk)
+                self.see(params, rays.chosen(slice(a, a + chunk)))[-1][:3] for a in range(0, len(rays.near), chunk)
             ]
         return Marched(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's, along the same rays."""
         with torch.no_grad():
-            shown = render_rays(self.field, params, batch.inputs, self.settings).colour
+            shown = self.see(params, batch.inputs)[-1].colour
         return Batch(batch.inputs, 2 * shown - batch.targets)
 
 

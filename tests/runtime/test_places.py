@@ -9,7 +9,7 @@ import torch
 from fedfields.config import Experiment, from_json, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import Local
-from fedfields.fields import HashGrid, SimpleNerf, Siren
+from fedfields.fields import CoarseFine, HashGrid, Nerf, SimpleNerf, Siren
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.objectives import Fit
 from fedfields.rendering.marching import Marching, march_rays
@@ -97,6 +97,31 @@ def test_a_simple_nerf_learns_too(capture, tmp_path):
     changes = {"field": nerf, "rays": RenderSettings(samples=24), "local": local, "objective": Fit(batch=128)}
     summary = run(experiment(capture, rounds=8, **changes), tmp_path / "run")
     assert summary["psnr"]["held_out"]["0"] > 16
+
+
+def test_a_coarse_and_a_fine_nerf_learn_together(capture, tmp_path):
+    pair = CoarseFine(Nerf(width=32, depth=3, octaves=5, direction_octaves=2, skip=2))
+    local = dataclasses.replace(preset("fednerf").local, steps=20, lr=5e-3)
+    changes = {"field": pair, "rays": RenderSettings(samples=12, fine=12), "local": local, "objective": Fit(batch=128)}
+    federated = experiment(capture, rounds=8, data=Scene(capture, clients=2), cohort=2, **changes)
+    summary = run(federated, tmp_path / "run")
+    assert summary["psnr"]["held_out"]["0"] > 16
+    weights = load_weights(tmp_path / "run" / "model.safetensors")
+    start = pair.init(torch.Generator().manual_seed(0))
+    assert set(weights) == set(start) and not any(torch.equal(weights[k], start[k]) for k in start if "weight" in k)
+
+
+def test_fine_samples_gather_where_the_coarse_field_is():
+    """A thin wall at distance 1 from the start of the rays: half of all points end up in its neighbourhood."""
+    settings = RenderSettings(samples=20, fine=20)
+    rays = in_cube(torch.tensor([[0.0, 0.0, -1.0]] * 3), torch.tensor([[0.0, 0.0, 1.0]] * 3))
+    samples = settings.sample(rays)
+    weights = torch.zeros(3, 20)
+    weights[:, 9:11] = 0.5  # From 0.9 to 1.1.
+    refined = settings.refine(rays, samples, weights)
+    assert refined.at.shape == (3, 40) and (refined.at.diff(dim=1) >= 0).all()
+    assert ((refined.at > 0.9) & (refined.at < 1.1)).sum(1).tolist() == [22, 22, 22]
+    assert torch.equal(refined.starts, refined.at) and torch.allclose(refined.ends[:, -1], torch.tensor(2.0))
 
 
 def test_parts_that_do_not_go_together_are_one_clear_line(capture):

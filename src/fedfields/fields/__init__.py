@@ -1,5 +1,6 @@
 """Fields: coordinates to values, as pure functions of named weights."""
 
+from fedfields.fields.combine import CoarseFine as CoarseFine
 from fedfields.fields.fourier import FourierMlp as FourierMlp
 from fedfields.fields.hashgrid import HashGrid as HashGrid
 from fedfields.fields.nerf import Nerf as Nerf

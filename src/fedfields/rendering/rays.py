@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Background, Rendered, composite
-from fedfields.rendering.sampling import Samples, fedmenf_points, stratified
+from fedfields.rendering.sampling import Samples, fedmenf_points, importance, stratified, up_to_next
 from fedfields.types import Params
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Rays(NamedTuple):
         directions: ``[R, 3]``, of length one, so that depth is a distance.
         near: ``[R]``, the distance at which each ray begins to count.
         far: ``[R]``, the distance at which it ends.
-        jitter: ``[R, S]`` in [0, 1), the places of the samples; without it they are regular.
+        jitter: ``[R, S]`` in [0, 1), the places of the samples, fine ones last; without it they are regular.
         background: ``[R, 3]``, what is behind each ray; without it, what the settings say.
     """
 
@@ -74,16 +74,36 @@ class RenderSettings:
     """Strata fill the way from near to far. Fedmenf does as the official code of FedMeNF: each point stands for the
     way to the next one, and the last for 1e-3 before a white background and 1e10 before any other."""
 
+    fine: int = 0
+    """Samples that are added where the coarse field of a pair found something."""
+
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"{self.samples} samples on a ray; there must be at least 1")
+        if self.fine < 0:
+            raise ValueError(f"{self.fine} fine samples on a ray; the number must not be negative")
         if self.convention not in ("strata", "fedmenf"):
             raise ValueError(f"convention is {self.convention!r}; it must be strata or fedmenf")
+
+    @property
+    def jitters(self) -> int:
+        """Random numbers for each ray."""
+        return self.samples + self.fine
 
     def sample(self, rays: Rays) -> Samples:
         """Where the field is asked along each ray."""
         place = stratified if self.convention == "strata" else fedmenf_points
-        return place(rays.near, rays.far, self.samples, rays.jitter)
+        jitter = None if rays.jitter is None else rays.jitter[:, : self.samples]
+        return place(rays.near, rays.far, self.samples, jitter)
+
+    def refine(self, rays: Rays, coarse: Samples, weights: Tensor) -> Samples:
+        """The coarse points, and ``fine`` more where their ``weights [R, S]`` are (history is ignored)."""
+        even = (torch.arange(self.fine, dtype=weights.dtype, device=weights.device) + 0.5) / self.fine
+        places = even.expand(len(weights), -1) if rays.jitter is None else rays.jitter[:, self.samples :]
+        edges = torch.cat([coarse.starts, coarse.ends[:, -1:]], 1)
+        found = importance(edges, weights.detach(), places)
+        at = torch.cat([coarse.at, found], 1).sort(1).values
+        return up_to_next(at, torch.maximum(coarse.ends[:, -1], at[:, -1]))
 
     @property
     def last_delta(self) -> float | None:
@@ -95,7 +115,11 @@ class RenderSettings:
 
 def march(radiance: Radiance, rays: Rays, settings: RenderSettings) -> Rendered:
     """Renders rays ``[R]`` through anything that gives density and colour at points."""
-    samples = settings.sample(rays)
+    return march_at(radiance, rays, settings, settings.sample(rays))
+
+
+def march_at(radiance: Radiance, rays: Rays, settings: RenderSettings, samples: Samples) -> Rendered:
+    """Renders rays ``[R]`` from samples ``[R, S]`` that are given."""
     positions = rays.origins[:, None] + samples.at[..., None] * rays.directions[:, None]
     directions = rays.directions[:, None].expand_as(positions)
     densities, colours = radiance(positions.reshape(-1, 3), directions.reshape(-1, 3))
@@ -108,6 +132,13 @@ def march(radiance: Radiance, rays: Rays, settings: RenderSettings) -> Rendered:
         at=samples.at,
         last_delta=settings.last_delta,
     )
+
+
+def render_pair(coarse: Radiance, fine: Radiance, rays: Rays, settings: RenderSettings) -> tuple[Rendered, Rendered]:
+    """Renders rays ``[R]`` through a coarse field, and through a fine one that looks where that found something."""
+    samples = settings.sample(rays)
+    first = march_at(coarse, rays, settings, samples)
+    return first, march_at(fine, rays, settings, settings.refine(rays, samples, first.weights))
 
 
 def render_rays(field: RadianceField, params: Params, rays: Rays, settings: RenderSettings) -> Rendered:

@@ -107,7 +107,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     assert isinstance(experiment.data, Scene)
     if experiment.privacy:
         raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
-    jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.samples
+    jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters)
     loss = loss_for(experiment, place.frame)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
