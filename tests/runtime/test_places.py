@@ -121,6 +121,8 @@ def test_fine_samples_gather_where_the_coarse_field_is():
     refined = settings.refine(rays, samples, weights)
     assert refined.at.shape == (3, 40) and (refined.at.diff(dim=1) >= 0).all()
     assert ((refined.at > 0.9) & (refined.at < 1.1)).sum(1).tolist() == [22, 22, 22]
+    missing = in_cube(torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    assert settings.refine(missing, settings.sample(missing), torch.zeros(1, 20)).at.isfinite().all()
     assert torch.equal(refined.starts, refined.at) and torch.allclose(refined.ends[:, -1], torch.tensor(2.0))
 
 

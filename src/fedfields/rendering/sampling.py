@@ -81,7 +81,7 @@ def importance(edges: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
     last = torch.searchsorted(upto, upto[:, -1:].contiguous())  # The last interval with any mass.
     index = torch.minimum(torch.searchsorted(upto, target, right=True), last)
     inside = target - (upto.gather(-1, index) - mass.gather(-1, index))
-    share = (inside / mass.gather(-1, index)).clamp(0, 1)
+    share = (inside / mass.gather(-1, index).clamp_min(torch.finfo(mass.dtype).tiny)).clamp(0, 1)
     return torch.lerp(edges.gather(-1, index), edges.gather(-1, index + 1), share)
 
 
