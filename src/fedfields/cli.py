@@ -1,4 +1,4 @@
-"""The command line: ``fedfields run | adapt | audit | report | render | export | presets | check | demo``.
+"""The command line: ``fedfields run | adapt | audit | report | render | export | view | presets | check | demo``.
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -30,6 +30,7 @@ fedfields: federated learning of neural fields
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
   fedfields render RUN            a film of the place that a run learned (colour, depth)
   fedfields export RUN            the same as a mesh, points or a grid
+  fedfields view RUN              walk around it in the browser
   fedfields check DIR             what would be used of a folder, and what is wrong with the rest
   fedfields presets               the presets and every part that has a name
   fedfields demo                  photographs, four methods, one table (a few minutes)
@@ -303,6 +304,38 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class ViewFlags:
+    """Where the page is served, and how fine."""
+
+    host: str = "127.0.0.1"
+    """Address to bind: this machine only, unless told otherwise."""
+
+    port: int = 8080
+    """Port of the page."""
+
+    size: int = 256
+    """Pixels along the shorter side of the finest picture."""
+
+
+def _view(arguments: list[str]) -> int:
+    run, flags = _one_run(arguments, "view")
+    about = "Walk around the place that a run learned, in the browser. Ctrl-C ends it."
+    settings = _parse(ViewFlags, ViewFlags(), flags, "fedfields view RUN", about)
+    from fedfields.terminal import console
+    from fedfields.viewer import open_viewer
+
+    server = open_viewer(run, host=settings.host, port=settings.port, size=settings.size)
+    console.print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends it)", soft_wrap=True)
+    import threading
+
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        server.stop()
+    return 0
+
+
 def _one_run(arguments: list[str], command: str) -> tuple[Path, Flags]:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 1:
@@ -386,6 +419,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "render": _render,
     "export": _export,
+    "view": _view,
     "check": _check,
     "presets": _presets,
     "demo": _demo,
