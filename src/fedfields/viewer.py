@@ -43,6 +43,7 @@ def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: i
     if not _free(host, port):
         raise UserError(f"port {port} on {host} is taken; choose another with --port")
     server = viser.ViserServer(host=host, port=port, verbose=False)
+    server.gui.configure_theme(show_share_button=False)  # It would open this page to the world.
     tour = trained.tour
     server.scene.set_up_direction(tour.up)
     shows = server.gui.add_dropdown("show", ("colour", "depth"), initial_value="colour")
@@ -50,16 +51,19 @@ def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: i
     for photo in photos:
         _add_photo(server, photo)
     see = trained.viewer()
+    painters: dict[int, _Painter] = {}
 
     @server.on_client_connect
     def _(client: Any) -> None:
-        painter = _Painter(client, see, size, shows, tour)
+        painter = painters[client.client_id] = _Painter(client, see, size, shows, tour)
         client.camera.on_update(lambda _: painter.moved.set())
         shows.on_update(lambda _: painter.moved.set())
         threading.Thread(target=painter.work, daemon=True).start()
 
-        @client.on_disconnect
-        def _(_: Any) -> None:
+    @server.on_client_disconnect
+    def _(client: Any) -> None:
+        painter = painters.pop(client.client_id, None)
+        if painter is not None:
             painter.gone = True
             painter.moved.set()
 
@@ -140,7 +144,8 @@ def _add_photo(server: Any, photo: Photo) -> None:
         f"/photos/{photo.name.strip('./')}",
         fov=2 * torch.atan(torch.tensor(photo.camera.height / 2 / photo.camera.fy)).item(),
         aspect=photo.camera.width / photo.camera.height,
-        scale=0.12,
+        scale=0.08,
+        line_width=1.0,
         image=photo.colours[::thin, ::thin].numpy(),
         wxyz=quaternion_of(photo.pose[:, :3] * torch.tensor([1.0, -1.0, -1.0])),
         position=tuple(photo.pose[:, 3].tolist()),
