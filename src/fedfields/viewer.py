@@ -145,7 +145,6 @@ def _add_photo(server: Any, photo: Photo) -> None:
         fov=2 * torch.atan(torch.tensor(photo.camera.height / 2 / photo.camera.fy)).item(),
         aspect=photo.camera.width / photo.camera.height,
         scale=0.08,
-        line_width=1.0,
         image=photo.colours[::thin, ::thin].numpy(),
         wxyz=quaternion_of(photo.pose[:, :3] * torch.tensor([1.0, -1.0, -1.0])),
         position=tuple(photo.pose[:, 3].tolist()),
