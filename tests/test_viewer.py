@@ -56,19 +56,29 @@ def test_a_browser_sees_the_ball(trained, tmp_path):
     port = free_port()
     server = open_viewer(trained, port=port, size=64)
     try:
-        subprocess.run(
-            [
-                CHROMIUM, "--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
-                "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-background-networking",
-                "--no-first-run", "--virtual-time-budget=15000", "--window-size=640,480",
-                f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}",
-                f"http://127.0.0.1:{port}/",
-            ],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+        shots = (screenshot(port, tmp_path / f"{attempt}", 30_000 * attempt) for attempt in (1, 2, 4, 4, 8, 8))
+        assert any(map(shows_something, shots))  # A busy machine may need longer.
     finally:
         server.stop()
-    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
-    centre = pixels[180:300, 260:380].reshape(-1, 3)
-    # The ball is coloured by place; what is around it is white, and so is a page that shows nothing.
-    assert np.abs(centre.mean(0) - 255).max() > 60 and centre.std(0).max() > 10
+
+
+def screenshot(port, folder, milliseconds):
+    """``[480, 640, 3]``, as a browser shows the page after some virtual time."""
+    folder.mkdir()
+    subprocess.run(
+        [
+            CHROMIUM, "--headless=new", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-background-networking",
+            "--no-first-run", f"--virtual-time-budget={milliseconds}", "--window-size=640,480",
+            f"--user-data-dir={folder / 'profile'}", f"--screenshot={folder / 'shot.png'}",
+            f"http://127.0.0.1:{port}/",
+        ],
+        check=True, capture_output=True, timeout=180,
+    )  # fmt: skip
+    return np.asarray(Image.open(folder / "shot.png").convert("RGB")).astype(int)
+
+
+def shows_something(pixels):
+    """The ball in the middle has a strong colour (a page that shows nothing has none); what is around it is white."""
+    centre, corner = pixels[230:250, 310:330].reshape(-1, 3).mean(0), pixels[440:470, 560:630].reshape(-1, 3).mean(0)
+    return centre.max() - centre.min() > 50 and corner.min() > 225
