@@ -46,10 +46,10 @@ def set_up_run(folder: Path) -> PictureSetup:
     Raises:
         UserError: no such run, or it is one on a place.
     """
-    setup = set_up(load_experiment(folder))
-    if isinstance(setup, PlaceSetup):
+    experiment = load_experiment(folder)
+    if isinstance(experiment.data, Scene):
         raise UserError(f"{folder} is a run on a place; this command is for runs on pictures or clips")
-    return setup
+    return set_up_pictures(experiment)
 
 
 def load_experiment(folder: Path) -> Experiment:
@@ -87,8 +87,9 @@ def run(
         Interrupted: Ctrl-C.
     """
     warn = warn or (lambda line: None)
-    _open_folder(experiment, folder, name, resume)
+    _check_folder(folder, resume)
     setup = set_up(experiment)
+    _write_record(experiment, folder, name)
     for note in setup.federation.notes:
         warn(note)
     setup.begin(folder)
@@ -192,7 +193,7 @@ def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
     }
 
 
-def _open_folder(experiment: Experiment, folder: Path, name: str, resume: bool) -> None:
+def _check_folder(folder: Path, resume: bool) -> None:
     if resume:
         if not (folder / "experiment.json").exists():
             raise UserError(f"{folder} is not a run that could be resumed; leave out --resume to start one there")
@@ -202,6 +203,10 @@ def _open_folder(experiment: Experiment, folder: Path, name: str, resume: bool) 
                 raise UserError(f"{folder} is not empty; choose another --out, or go on with its run with --resume")
         except OSError as error:
             raise cannot_write(folder, error) from error
+
+
+def _write_record(experiment: Experiment, folder: Path, name: str) -> None:
+    """What is needed to run the same again, or to go on."""
     record = {
         "preset": name,
         "name": folder.name,
