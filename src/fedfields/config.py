@@ -68,7 +68,7 @@ class Experiment:
     """Rounds between checkpoints; the last round always leaves one."""
 
     seconds: float | None = None
-    """Budget of training in seconds of wall-clock time: it ends with the round in which they are spent."""
+    """Budget of training in seconds of wall-clock time; instead of rounds, it ends with the round that spends it."""
 
     seed: int = 0
     """Seed of everything random."""

@@ -87,8 +87,11 @@ def test_resuming_and_worker_processes_change_nothing(capture, tmp_path):
 
 
 def test_a_budget_of_seconds_ends_training(capture, tmp_path):
-    summary = run(experiment(capture, rounds=100_000, seconds=0.5), tmp_path / "run")
-    assert 1 <= summary["rounds"] < 1000 and summary["seconds"] >= 0.5
+    """Whatever the number of rounds; and the last evaluation is on all photographs."""
+    for rounds in (1, 100_000):
+        summary = run(experiment(capture, rounds=rounds, seconds=0.5, evaluate_every=1), tmp_path / f"run-{rounds}")
+        assert 1 <= summary["rounds"] < 1000 and 0.5 <= summary["seconds"] < 5 and len(summary["views"]) == 3
+    assert run(experiment(capture, rounds=0, seconds=0.5), tmp_path / "none")["rounds"] == 0
 
 
 def test_a_simple_nerf_learns_too(capture, tmp_path):

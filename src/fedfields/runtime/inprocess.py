@@ -51,13 +51,22 @@ class Round(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How rounds are run, beside the method. With ``seconds``, training ends with the round in which they are spent."""
+    """How rounds are run, beside the method.
+
+    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``.
+    """
 
     rounds: int
     cohort: int
     seed: int = 0
     weights: Sequence[float] | None = None
     seconds: float | None = None
+
+    def progress(self, rounds: int, spent: float) -> float:
+        """Share of the training that is over after so many rounds and seconds; from 1 on, all of it."""
+        if self.rounds and self.seconds is not None:
+            return spent / self.seconds
+        return rounds / self.rounds if self.rounds else 1.0
 
 
 def train(
@@ -109,11 +118,10 @@ def run_rounds(
     pool: Pool,
     spent: float = 0.0,
 ) -> Iterator[Round]:
-    """Yields every round after ``state.round`` up to ``settings.rounds``; ``spent`` seconds went before."""
+    """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before."""
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
-    while state.round < settings.rounds and (settings.seconds is None or spent < settings.seconds):
-        progress = spent / settings.seconds if settings.seconds else state.round / settings.rounds
+    while (progress := settings.progress(state.round, spent)) < 1:
         step = run_round(context, settings, state, memories, initial, form, pool, progress)
         state, memories, spent = step.state, step.memories, spent + step.record["seconds"]
         yield step

@@ -123,7 +123,9 @@ def _train(
         for step in rounds:
             current = Checkpoint(step.state, step.memories, setup.remember(current.uploads, step))
             number, record = step.state.round, step.record
-            last = number == experiment.rounds
+            spent += record["seconds"]
+            progress = setup.settings.progress(number, spent)
+            last = progress >= 1
             if number == 1 or last or number % experiment.evaluate_every == 0:
                 record |= setup.judge(current, pool, final=last)
                 setup.observe(folder, current)
@@ -132,7 +134,7 @@ def _train(
             if last or number % experiment.checkpoint_every == 0:
                 save(folder / "checkpoints", current)
             if on_round:
-                on_round(record, experiment.rounds)
+                on_round(record, max(number, round(number / progress)))
     except AllFailed as failure:
         if not failure.diverged or not log.records:
             raise
@@ -146,8 +148,6 @@ def _train(
             f"interrupted after round {current.state.round} of {experiment.rounds}; "
             f"go on with: fedfields run --resume --out {folder}"
         ) from None
-    if log.records and current.state.round % experiment.checkpoint_every:
-        save(folder / "checkpoints", current)
     return current
 
 
