@@ -675,7 +675,7 @@ def test_damaged_models_are_refused(tmp_path, keep):
 def test_without_pycolmap(tmp_path, monkeypatch):
     write_model(model_of(), tmp_path / "sparse", tmp_path / "images")
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    refused(tmp_path, "pip install fedfields[photos]")
+    refused(tmp_path, 'pip install "fedfields[photos]"')
 
 
 # ---- Photo Tourism.

@@ -85,6 +85,28 @@ def read_transforms(path: Path) -> Drafts:
     return Drafts(drafts, missing, near, far, background="white" if white else "none", problems=problems)
 
 
+def transforms_of(found: Drafts, folder: str) -> dict[str, Any]:
+    """What `read_transforms` reads as ``found``, with pictures named ``folder``/name; points and problems stay behind.
+
+    Every frame has its own intrinsics, after the convention of nerfstudio.
+    """
+    fisheye = {draft.camera.model == "fisheye" for draft in found.drafts}
+    meta: dict[str, Any] = {"camera_model": "OPENCV_FISHEYE" if fisheye == {True} else "OPENCV"}
+    if found.near is not None and found.far is not None:
+        meta |= {"near": found.near, "far": found.far}
+    return meta | {"frames": [_frame_of(draft, folder) for draft in found.drafts]}
+
+
+def _frame_of(draft: Draft, folder: str) -> dict[str, Any]:
+    camera = draft.camera
+    values = {"w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy}
+    values |= {"cx": camera.cx, "cy": camera.cy} | dict(
+        zip(COEFFICIENTS[camera.model], camera.distortion, strict=False)
+    )
+    matrix = [*draft.pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
+    return {"file_path": f"{folder}/{draft.name}", **values, "transform_matrix": matrix}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
