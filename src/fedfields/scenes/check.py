@@ -109,7 +109,11 @@ def check_place(path: Path, console: Console, advance: Callable[[str, int, int],
         console.print(Text(line))
     for line in capture.problems:
         console.print(Text(line, style="yellow"))
-    problems = [*_damaged(capture, advance), *_useless(path, capture)]
+    damaged = list(_damaged(capture, advance))
+    for _, line in (pair for pair in damaged if pair[0] == "val"):
+        console.print(Text(line, style="yellow"))
+    problems = [line for split, line in damaged if split != "val"]  # No run opens pictures for validation.
+    problems += _useless(path, capture)
     for line in problems:
         console.print(Text(line, style="bold red"))
     console.print(Text(_verdict(len(problems), len(capture.views)), style="bold red" if problems else "green"))
@@ -154,14 +158,14 @@ def _place_facts(capture: Capture) -> Iterator[str]:
     yield f"frame: a cube around ({centre}), half its edge {frame.half:.4g} world units; background {behind}"
 
 
-def _damaged(capture: Capture, advance: Callable[[str, int, int], None]) -> Iterator[str]:
-    """A line for every picture or mask that cannot be decoded or does not fit its camera."""
+def _damaged(capture: Capture, advance: Callable[[str, int, int], None]) -> Iterator[tuple[str, str]]:
+    """The split of every picture or mask that cannot be decoded or does not fit its camera, and a line about it."""
     for done, view in enumerate(capture.views):
         advance("decoding", done, len(capture.views))
         try:
             load_colours(view, min(1.0, _DECODED / max(view.camera.width, view.camera.height)))
         except UserError as error:
-            yield str(error)
+            yield view.split, str(error)
 
 
 def _useless(path: Path, capture: Capture) -> Iterator[str]:
@@ -177,4 +181,4 @@ def _useless(path: Path, capture: Capture) -> Iterator[str]:
 def _verdict(problems: int, views: int) -> str:
     if problems:
         return f"{problems} {'problem' if problems == 1 else 'problems'}: no run can use this until they are put right"
-    return f"all {views} pictures can be decoded; a run can use this"
+    return f"{views} pictures; a run can use this"
