@@ -22,6 +22,8 @@ from fedfields.scenes.transforms import transforms_of
 from fedfields.scenes.unplaced import Links, reason
 from fedfields.store import cannot_write, write_json
 
+_POINTS = "points.ply"
+
 FEWEST = 3
 """Fewer photographs are no capture of a place."""
 
@@ -80,7 +82,7 @@ class Placement(NamedTuple):
     """What structure from motion made.
 
     Attributes:
-        folder: the capture: ``images``, ``sparse/0`` and ``transforms.json``.
+        folder: the capture: ``images``, ``sparse/0``, ``transforms.json`` and ``points.ply``.
         photos: every photograph, by name.
         points: points of the model.
         error: their mean distance to the features that show them, in pixels of the copies.
@@ -100,7 +102,8 @@ def place_photos(
     Args:
         folder: photographs; sub-folders are not looked into.
         out: folder to be made; it holds the upright copies in ``images``, without EXIF, the largest model in
-            ``sparse/0`` (COLMAP) and ``transforms.json`` (nerfstudio). It appears when all is done, or not at all.
+            ``sparse/0`` (COLMAP), ``transforms.json`` (nerfstudio) and ``points.ply``. It appears when all is done,
+            or not at all.
         settings: how.
         advance: is told of progress: what, done, total.
 
@@ -254,8 +257,9 @@ def _nothing_placed(folder: Path, photos: tuple[Outcome, ...]) -> UserError:
 
 
 def _write(model: Any, made: Path) -> None:
-    """The model for COLMAP, and the same as ``transforms.json``."""
+    """The model for COLMAP, and the same as ``transforms.json`` with its points in a PLY file."""
     place = made / "sparse" / "0"
     place.mkdir(parents=True)
     model.write_binary(str(place))
-    write_json(made / "transforms.json", transforms_of(read_colmap(made), "images"))
+    model.export_PLY(str(made / _POINTS))
+    write_json(made / "transforms.json", transforms_of(read_colmap(made), "images", _POINTS))
