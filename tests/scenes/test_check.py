@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -118,16 +119,20 @@ def cut_short(file):
 
 def test_damaged_pictures_of_a_place(tmp_path, capsys):
     write_capture(tmp_path)
-    cut_short(tmp_path / "val" / "r_0.png")
+    meta = json.loads((tmp_path / "transforms_val.json").read_text())
+    meta["frames"].append(meta["frames"][0] | {"file_path": "val/r_1"})
+    (tmp_path / "transforms_val.json").write_text(json.dumps(meta))
+    shutil.copy(tmp_path / "val" / "r_0.png", tmp_path / "val" / "r_1.png")
+    cut_short(tmp_path / "val" / "r_1.png")
     problems, text, _ = place_report(tmp_path)
     assert problems == 0  # No run opens it.
-    assert "r_0.png: cannot be decoded" in text
+    assert "r_1.png: cannot be decoded" in text
     cut_short(tmp_path / "train" / "r_3.png")
     (tmp_path / "train" / "r_4.png").unlink()
     problems, text, _ = place_report(tmp_path)
     assert problems == 1
     assert "r_3.png: cannot be decoded" in text
-    assert "missing pictures, 1 of 16" in text
+    assert "missing pictures, 1 of 17" in text
     assert "1 problem: no run can use this until they are put right" in text
     with pytest.raises(SystemExit) as stop:
         main(["check", str(tmp_path)])
