@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -162,7 +163,9 @@ def show_placement(placement: Any) -> None:
         f"on average {placement.error:.2f} pixels from where the photos show them"
     )
     console.print(f"capture: {placement.folder}", soft_wrap=True, markup=False)
-    console.print(f"go on with: fedfields run nerf --data {placement.folder}", soft_wrap=True, markup=False)
+    console.print(
+        f"go on with: fedfields run nerf --data {shlex.quote(str(placement.folder))}", soft_wrap=True, markup=False
+    )
 
 
 def show_presets() -> None:

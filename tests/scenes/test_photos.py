@@ -226,7 +226,9 @@ def test_too_few_photos(tmp_path):
 
 
 def test_nothing_placed_leaves_nothing(tmp_path):
-    refused(plain(tmp_path / "a", 4), tmp_path / "out", r"no 3 of the 4 photos could be placed together \(4 no feat")
+    refused(
+        plain(tmp_path / "a", 4), tmp_path / "out", r"no 3 of the 4 photos could be placed together \(no features: 4"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 
@@ -300,6 +302,8 @@ def test_focal_lengths_from_exif(tmp_path):
     # The same picture cropped: its EXIF is no longer true.
     image.crop((0, 0, 200, 300)).save(tmp_path / "c.jpg", exif=exif)
     assert copy_photo(tmp_path / "c.jpg", tmp_path / "copy.jpg", 400)[3:] == (None, "")
+    image.rotate(90, expand=True).save(tmp_path / "c.heic", exif=exif)  # Stored upright, which EXIF does not say.
+    assert copy_photo(tmp_path / "c.heic", tmp_path / "copy.jpg", 400).focal == pytest.approx(500)
     image.save(tmp_path / "d.jpg")
     assert copy_photo(tmp_path / "d.jpg", tmp_path / "copy.jpg", 400)[3:] == (None, "")
 

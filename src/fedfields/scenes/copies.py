@@ -106,8 +106,9 @@ def _lens(image: Image.Image) -> tuple[float | None, str]:
 
 def _relative_focal(details: Any, size: tuple[int, int]) -> float | None:
     width, height = (_number(details, tag) for tag in (_WIDTH, _HEIGHT))
-    if width and height and not same_shape((round(width), round(height)), size):
-        return None  # It was cropped since.
+    told = (round(width), round(height))
+    if width and height and not (same_shape(told, size) or same_shape(told, (size[1], size[0]))):
+        return None  # It was cropped since; turned it may be, as HEIC is.
     focal = _number(details, _FOCAL_35) / _DIAGONAL
     density = _number(details, _DENSITY)
     if not focal and density and width and height:

@@ -72,7 +72,7 @@ class Job:
                 options.camera_params = f"{focal},{group[0].width / 2},{group[0].height / 2},0"
             names = [copy.name for copy in group]
             mode = self.pycolmap.CameraMode.SINGLE
-            with _explained("cannot read the copies"), _quiet(self.pycolmap):
+            with _explained("failed in reading the copies"), _quiet(self.pycolmap):
                 self.pycolmap.import_images(self.database, str(self.images), mode, image_names=names, options=options)
 
     def extract(self, count: int, features: int) -> None:
@@ -90,7 +90,7 @@ class Job:
                 cancellation_token=token,
             )
 
-        self._run("finding features", call, lambda base: _extracted(base), count)
+        self._run("finding features", call, _extracted, count)
 
     def match_all(self, count: int) -> None:
         """Matches each of ``count`` copies with each other."""
@@ -207,6 +207,18 @@ def drop_impossible(model: Any) -> None:
             model.deregister_frame(image.frame_id)
 
 
+def write_model(model: Any, folder: Path, points: Path) -> None:
+    """Writes the model in COLMAP's binary format, and its points in colour as PLY.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder.mkdir(parents=True)
+    with _explained("failed in writing the model"):
+        model.write_binary(str(folder))
+        model.export_PLY(str(points))
+
+
 def _extracted(base: Any) -> int:
     """How many copies have been looked for features."""
     return sum(base.exists_keypoints(image.image_id) for image in base.read_all_images())
@@ -232,4 +244,6 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(printable(f"COLMAP {what} ({why}); try fewer or smaller photos")) from error
+        raise UserError(
+            printable(f"COLMAP {what} ({why}); check the space on the disk, or try fewer or smaller photos")
+        ) from error

@@ -17,7 +17,7 @@ from fedfields.scenes.clips import natural_order
 from fedfields.scenes.colmap import load_pycolmap, read_colmap
 from fedfields.scenes.copies import Copy, copy_names, copy_photo
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
-from fedfields.scenes.motion import Advance, Job, drop_impossible, points_seen
+from fedfields.scenes.motion import Advance, Job, drop_impossible, points_seen, write_model
 from fedfields.scenes.transforms import transforms_of
 from fedfields.scenes.unplaced import Links, reason
 from fedfields.store import cannot_write, write_json
@@ -156,11 +156,11 @@ def _made_whole(out: Path) -> Iterator[Path]:
     Raises:
         UserError: ``out`` is a file or not empty, or nothing can be written there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = "is not empty" if out.is_dir() else "is a file"
-        raise UserError(printable(f"{out} {found}; choose a new folder with --out, or remove it"))
     made = None
     try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            found = "is not empty" if out.is_dir() else "is a file"
+            raise UserError(printable(f"{out} {found}; choose a new folder with --out, or remove it"))
         out.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         yield made
@@ -250,7 +250,7 @@ class _Judge:
 def _nothing_placed(folder: Path, photos: tuple[Outcome, ...]) -> UserError:
     """The one line for photographs of which no three belong together; the most frequent reasons first."""
     kinds = Counter(re.split(r" \(|[;,]", photo.reason)[0] for photo in photos if photo.status == "not placed")
-    why = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    why = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
     found = f"{folder}: no {FEWEST} of the {len(photos)} photos could be placed together"
     remedy = "take sharp photos of things with texture, walking around them, each sharing two thirds with the next"
     return UserError(printable(f"{found} ({why}); {remedy}" if why else f"{found}; {remedy}"))
@@ -258,8 +258,5 @@ def _nothing_placed(folder: Path, photos: tuple[Outcome, ...]) -> UserError:
 
 def _write(model: Any, made: Path) -> None:
     """The model for COLMAP, and the same as ``transforms.json`` with its points in a PLY file."""
-    place = made / "sparse" / "0"
-    place.mkdir(parents=True)
-    model.write_binary(str(place))
-    model.export_PLY(str(made / _POINTS))
+    write_model(model, made / "sparse" / "0", made / _POINTS)
     write_json(made / "transforms.json", transforms_of(read_colmap(made), "images", _POINTS))
