@@ -181,7 +181,7 @@ def test_a_video_is_matched_in_time_and_ends_the_same_twice(tmp_path):
     frames.mkdir()
     for i in range(11):
         room.photograph(*room.camera(0.2 * i), scene).save(frames / f"f{i}.jpg", quality=95)
-    settings = PhotoSettings(order="video", threads=1, features=1000)
+    settings = PhotoSettings(order="video", threads=1, features=500)
     first = place_photos(frames, tmp_path / "a", settings)
     assert [photo.status for photo in first.photos] == ["placed"] * 11
     assert [photo.name for photo in first.photos][:2] == ["f0.jpg", "f1.jpg"]

@@ -27,6 +27,7 @@ _LAYOUTS = {
     "transforms": "transforms.json of nerfstudio or instant-ngp",
     "colmap": "a COLMAP model",
     "llff": "LLFF's poses_bounds.npy",
+    "auto": "of no known layout",
 }
 
 _DECODED = 64
@@ -98,7 +99,8 @@ def check_place(path: Path, console: Console, advance: Callable[[str, int, int],
     """
     from rich.text import Text
 
-    console.print(Text(printable(f"{path} is a capture of a place: {_LAYOUTS[layout_of(path) or 'colmap']}")))
+    console.print(Text(printable(f"{path} is a capture of a place: {_LAYOUTS[layout_of(path) or 'auto']}")))
+    console.print(Text("with --kind image its pictures are checked one by one, as for runs on pictures", style="dim"))
     try:
         capture = load_capture(path)
     except UserError as error:

@@ -123,10 +123,8 @@ def place_photos(
         job = Job(pycolmap, work, made / "images", settings.seed, settings.threads, advance)
         models, links = _posed(job, list(copies.values()), settings)
         model = _largest(models)
-        placed = points_seen(model) if model else {}
-        others = {name for one in models for name in points_seen(one)} - placed.keys()
-        judge = _Judge({copy.name: name for name, copy in copies.items()}, links, placed, others)
-        photos = tuple(unreadable.get(path.name) or judge.outcome(copies[path.name].name) for path in sources)
+        outcomes = unreadable | _judged(copies, links, models, model)
+        photos = tuple(outcomes[path.name] for path in sources)
         if model is None:
             raise _nothing_placed(folder, photos)
         _write(model, made)
@@ -229,22 +227,20 @@ def _largest(models: list[Any]) -> Any | None:
     return model if model.num_reg_images() >= FEWEST else None
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Says what became of each copy, in the names of the originals."""
-
-    names: dict[str, str]
-    links: Links
-    placed: dict[str, int]
-    others: set[str]
-
-    def outcome(self, copy: str) -> Outcome:
-        """What became of one."""
-        name, features = printable(self.names[copy]), self.links.features[copy]
-        if copy in self.placed:
-            return Outcome(name, "placed", features, self.placed[copy])
-        called = {key: printable(value) for key, value in self.names.items()}
-        return Outcome(name, "not placed", features, 0, reason(copy, self.links, self.placed, self.others, called))
+def _judged(copies: dict[str, Copy], links: Links, models: list[Any], model: Any | None) -> dict[str, Outcome]:
+    """What became of each copy, by the name of the original."""
+    placed = points_seen(model) if model else {}
+    elsewhere = {name for one in models for name in points_seen(one)} - placed.keys()
+    called = {copy.name: printable(name) for name, copy in copies.items()}
+    outcomes = {}
+    for name, copy in copies.items():
+        shown, features = called[copy.name], links.features[copy.name]
+        if copy.name in placed:
+            outcomes[name] = Outcome(shown, "placed", features, placed[copy.name])
+        else:
+            why = reason(copy.name, links, placed, elsewhere, called)
+            outcomes[name] = Outcome(shown, "not placed", features, reason=why)
+    return outcomes
 
 
 def _nothing_placed(folder: Path, photos: tuple[Outcome, ...]) -> UserError:
