@@ -1,4 +1,4 @@
-"""The command line: ``fedfields run | adapt | audit | report | render | export | view | presets | check | demo``.
+"""The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``.
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -31,6 +31,7 @@ fedfields: federated learning of neural fields
   fedfields render RUN            a film of the place that a run learned (colour, depth)
   fedfields export RUN            the same as a mesh, points or a grid
   fedfields view RUN              walk around it in the browser
+  fedfields photos DIR            cameras for a folder of your own photos, to run on
   fedfields check DIR             what would be used of a folder, and what is wrong with the rest
   fedfields presets               the presets and every part that has a name
   fedfields demo                  photographs, four methods, one table (a few minutes)
@@ -364,6 +365,37 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class PhotosFlags:
+    """Where the capture goes."""
+
+    out: Path | None = None
+    """Folder of the capture; DIR-posed by default."""
+
+
+def _photos(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    if "--help" not in flags and len(words) != 1:
+        raise UserError(f"fedfields photos needs one DIR, found {len(words)}")
+    from fedfields.scenes.photos import PhotoSettings, place_photos
+
+    output, rest = _parse_some(PhotosFlags, PhotosFlags(), flags)
+    settings = _parse(PhotoSettings, PhotoSettings(), rest, "fedfields photos DIR", _PHOTOS_HELP)
+    from fedfields.terminal import show_placement, steps_progress
+
+    folder = Path(words[0])
+    out = output.out or folder.resolve().with_name(f"{folder.resolve().name}-posed")
+    with steps_progress("photos") as advance:
+        placement = place_photos(folder, out, settings, advance)
+    show_placement(placement)
+    return 0
+
+
+_PHOTOS_HELP = """Estimate where each photo was taken (structure from motion, on this machine) and write a capture to
+run on: upright copies without EXIF or place, poses for COLMAP and nerfstudio. --out DIR says where; DIR-posed by
+default. Needs pip install "fedfields[photos]"."""
+
+
 def _check(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     from fedfields.scenes.data import Data
@@ -374,9 +406,13 @@ def _check(arguments: list[str]) -> int:
     about = "What of a folder would be used, who would own it, and what is wrong with the rest."
     base = dataclasses.replace(Data(), path=path)
     data = _parse(Data, base, flags, "fedfields check DIR", about)
-    from fedfields.scenes.check import check
-    from fedfields.terminal import console
+    from fedfields.scenes.check import check, check_place, is_place
+    from fedfields.terminal import console, steps_progress
 
+    if is_place(data):
+        with steps_progress("check") as advance:
+            problems = check_place(Path(words[0]), console, advance)
+        return 1 if problems else 0
     return 1 if check(data, console) else 0
 
 
@@ -420,6 +456,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "render": _render,
     "export": _export,
     "view": _view,
+    "photos": _photos,
     "check": _check,
     "presets": _presets,
     "demo": _demo,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedfields.report.words import attack_name
 
@@ -140,6 +142,29 @@ def show_audit(result: Mapping[str, Any]) -> None:
     console.print(
         f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: "
         f"{_number(worst.get('psnr'))} dB, by real attacks {_number(result.get('worst_real'))} dB"
+    )
+
+
+def show_placement(placement: Any) -> None:
+    """Which photographs have a pose now, which do not, and why."""
+    styles = {"placed": "green", "not placed": "yellow", "unreadable": "bold red"}
+    table = Table("Photo", "Status", box=box.SIMPLE_HEAD)
+    for name in ("Features", "Points seen"):
+        table.add_column(name, justify="right")
+    table.add_column("Why not, and what to do")
+    for photo in placement.photos:
+        counts = ("", "") if photo.status == "unreadable" else (f"{photo.features:,}", f"{photo.points:,}")
+        cells = (photo.name, photo.status, *counts, photo.reason)
+        table.add_row(*(Text(cell, style=styles[photo.status], overflow="fold") for cell in cells))
+    console.print(table)
+    placed = sum(photo.status == "placed" for photo in placement.photos)
+    console.print(
+        f"{placed} of {len(placement.photos)} photos are placed; {placement.points:,} points, "
+        f"on average {placement.error:.2f} pixels from where the photos show them"
+    )
+    console.print(f"capture: {placement.folder}", soft_wrap=True, markup=False)
+    console.print(
+        f"go on with: fedfields run nerf --data {shlex.quote(str(placement.folder))}", soft_wrap=True, markup=False
     )
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -314,6 +315,42 @@ def test_near_and_far_and_background(tmp_path):
     capture = load_capture(write_json(tmp_path, frames))
     assert (capture.near, capture.far, capture.background) == (1, 4, "white")
     refused(write_json(tmp_path, [frame("a.png", near=5, far=4)]), "near is 5 and far 4")
+
+
+HEADER = """ply
+format {} 1.0
+comment by hand
+element vertex 2
+property float x
+property float y
+property double z
+property uchar red
+element face 0
+property list uchar int vertex_indices
+end_header
+"""
+
+
+@pytest.mark.parametrize("order", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_points_beside_the_transforms(tmp_path, order):
+    picture(tmp_path / "images" / "a.png")
+    write_json(tmp_path, [frame()], ply_file_path="points.ply")
+    capture = load_capture(tmp_path)
+    assert capture.points is None
+    assert capture.problems == ("missing points: points.ply, which transforms.json names",)
+    form = (">" if "big" in order else "<") + "ffdB"
+    rows = [(1.5, -2.0, 3.25, 200), (0.0, 4.0, 8.0, 7)]
+    text = "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
+    body = text if order == "ascii" else b"".join(struct.pack(form, *row) for row in rows)
+    file = tmp_path / "points.ply"
+    file.write_bytes(HEADER.format(order).encode() + body)
+    assert load_capture(tmp_path).points.tolist() == [list(row[:3]) for row in rows]
+    file.write_bytes(HEADER.format(order).encode() + body[: len(body) // 2])
+    refused(tmp_path, "does not hold the 2 points that it announces")
+    file.write_bytes(HEADER.replace("float x", "list uchar int x").format(order).encode() + body)
+    refused(tmp_path, "has a header that is not understood")
+    file.write_bytes(b"dear diary")
+    refused(tmp_path, "is no PLY file")
 
 
 def test_another_json_file(tmp_path):
@@ -675,7 +712,7 @@ def test_damaged_models_are_refused(tmp_path, keep):
 def test_without_pycolmap(tmp_path, monkeypatch):
     write_model(model_of(), tmp_path / "sparse", tmp_path / "images")
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    refused(tmp_path, "pip install fedfields[photos]")
+    refused(tmp_path, 'pip install "fedfields[photos]"')
 
 
 # ---- Photo Tourism.

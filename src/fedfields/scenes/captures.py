@@ -48,6 +48,13 @@ def load_capture(path: Path, layout: Layout = "auto") -> Capture:
     return _finish(path, _read(path, chosen))
 
 
+def layout_of(path: Path) -> Layout | None:
+    """The layout that `load_capture` would take, or None if it is no capture of a place."""
+    if path.is_file():
+        return "transforms" if path.suffix.lower() == ".json" else None
+    return next(iter(_present(path)), None) if path.is_dir() else None
+
+
 def _present(folder: Path) -> list[Layout]:
     """The layouts that are there, the most telling first."""
     found: dict[Layout, bool] = {

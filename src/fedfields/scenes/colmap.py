@@ -75,7 +75,7 @@ def read_colmap(folder: Path) -> Drafts:
             missing.append(image.name)
             continue
         if image.camera_id not in cameras:
-            cameras[image.camera_id] = _camera(model.cameras[image.camera_id], path)
+            cameras[image.camera_id] = camera_of(model.cameras[image.camera_id], path)
         drafts.append(Draft(image.name, file, cameras[image.camera_id], _pose(image, path)))
     near, far = _bounds(model, images)
     problems = _other_models(folder, models, path) + _unplaced(drafts)
@@ -88,17 +88,22 @@ def _is_model(path: Path) -> bool:
     return any(all((path / f"{name}.{suffix}").is_file() for name in names) for suffix in ("bin", "txt"))
 
 
-def _pycolmap() -> Any:
+def load_pycolmap(what: str) -> Any:
+    """The module pycolmap, imported on first use.
+
+    Raises:
+        UserError: it is not installed; ``what`` needs it.
+    """
     try:
         import pycolmap
     except ImportError as error:
-        raise UserError("a COLMAP model needs pycolmap; pip install fedfields[photos]") from error
+        raise UserError(f'{what} needs pycolmap; pip install "fedfields[photos]"') from error
     return pycolmap
 
 
 def _read_model(path: Path) -> Any:
     try:
-        return _pycolmap().Reconstruction(str(path))
+        return load_pycolmap("a COLMAP model").Reconstruction(str(path))
     except UserError:
         raise
     except Exception as error:  # pycolmap does not say which.
@@ -112,7 +117,16 @@ def _picture_folders(folder: Path, model: Path) -> tuple[Path, ...]:
     return tuple(parent / name for parent in around for name in (*FOLDERS, "input")) + tuple(around)
 
 
-def _camera(camera: Any, path: Path) -> Camera:
+def camera_of(camera: Any, path: Path) -> Camera:
+    """A camera of COLMAP's as ours.
+
+    Args:
+        camera: pycolmap's camera.
+        path: the model, for the message.
+
+    Raises:
+        UserError: its model is not supported, or its parameters are impossible.
+    """
     name = camera.model.name
     where = f"{path}, camera {camera.camera_id}"
     if name not in _PARAMETERS:

@@ -76,7 +76,7 @@ class Scene:
             raise UserError("no photographs were given; name the folder of a capture with --data")
         capture = load_capture(self.path)
         frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
-        _check_frame(self.path, capture, frame)
+        check_frame(self.path, capture, frame)
         train = [load_photo(view, frame, self._scale(view)) for view in capture.views if view.split == "train"]
         if len(train) < self.clients:
             raise UserError(f"{self.path} has {len(train)} training photographs, too few for {self.clients} clients")
@@ -93,8 +93,12 @@ class Scene:
         return 1.0 if self.size == 0 else min(1.0, self.size / longer)
 
 
-def _check_frame(path: Path, capture: Capture, frame: Frame) -> None:
-    """Refuses a frame that most of the capture does not look into: it belongs to another place or scale."""
+def check_frame(path: Path, capture: Capture, frame: Frame) -> None:
+    """Refuses a frame that most of the capture does not look into: it belongs to another place or scale.
+
+    Raises:
+        UserError: fewer than half of the cameras look into it.
+    """
     import torch
 
     from fedfields.scenes.views import in_cube

@@ -11,6 +11,7 @@ from fedfields.lazy import torch
 from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose
 from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
 from fedfields.scenes.images import printable
+from fedfields.scenes.ply import read_points
 from fedfields.scenes.posed import Split, read_header
 
 if TYPE_CHECKING:
@@ -82,7 +83,35 @@ def read_transforms(path: Path) -> Drafts:
     near, far = _bounds(meta, path)
     problems = (f"frames in no split of {path.name}, left out: {listed(unlisted)}",) if unlisted else ()
     white = drafts and read_header(drafts[0].file).transparent
-    return Drafts(drafts, missing, near, far, background="white" if white else "none", problems=problems)
+    points, lost = _points(meta, path)
+    return Drafts(drafts, missing, near, far, points, "white" if white else "none", problems + lost)
+
+
+def transforms_of(found: Drafts, folder: str, points: str = "") -> dict[str, Any]:
+    """What `read_transforms` reads as ``found``, without its problems, after the convention of nerfstudio.
+
+    Args:
+        found: the views; every frame gets intrinsics of its own.
+        folder: where the pictures are, relative to the file.
+        points: the PLY file with the points, likewise; empty if there is none.
+    """
+    fisheye = {draft.camera.model == "fisheye" for draft in found.drafts}
+    meta: dict[str, Any] = {"camera_model": "OPENCV_FISHEYE" if fisheye == {True} else "OPENCV"}
+    if found.near is not None and found.far is not None:
+        meta |= {"near": found.near, "far": found.far}
+    if points:
+        meta["ply_file_path"] = points
+    return meta | {"frames": [_frame_of(draft, folder) for draft in found.drafts]}
+
+
+def _frame_of(draft: Draft, folder: str) -> dict[str, Any]:
+    camera = draft.camera
+    values = {"w": camera.width, "h": camera.height, "fl_x": camera.fx, "fl_y": camera.fy}
+    values |= {"cx": camera.cx, "cy": camera.cy} | dict(
+        zip(COEFFICIENTS[camera.model], camera.distortion, strict=False)
+    )
+    matrix = [*draft.pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
+    return {"file_path": f"{folder}/{draft.name}", **values, "transform_matrix": matrix}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -218,6 +247,18 @@ def _bounds(meta: dict[str, Any], path: Path) -> tuple[float | None, float | Non
     if not 0 <= near < far < math.inf:
         raise broken(path, f"near is {near:g} and far {far:g}; they must satisfy 0 <= near < far")
     return near, far
+
+
+def _points(meta: dict[str, Any], path: Path) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The points that ``ply_file_path`` names; or a line about them if there is no such file."""
+    name = meta.get("ply_file_path")
+    if not isinstance(name, str) or not name:
+        return None, ()
+    file = path.parent / name
+    if not file.is_file():
+        return None, (printable(f"missing points: {name}, which {path.name} names"),)
+    points = read_points(file)
+    return points if len(points) else None, ()
 
 
 def _number(values: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
