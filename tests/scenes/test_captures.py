@@ -437,7 +437,7 @@ def test_odd_file_names_stay_on_one_line(tmp_path):
 
 def test_nothing_there(tmp_path):
     refused(tmp_path / "none", "does not exist")
-    refused(tmp_path, "holds no poses (transforms.json, ", "estimate them with COLMAP")
+    refused(tmp_path, "holds no poses (transforms.json, ", "estimate them with: fedfields photos")
     picture(tmp_path / "images" / "a.png")
     refused(write_json(tmp_path), "holds no poses in the layout llff", layout="llff")
 

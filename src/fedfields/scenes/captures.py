@@ -70,7 +70,7 @@ def _recognise(folder: Path) -> Layout:
     layouts = _present(folder)
     if not layouts:
         wanted = "transforms.json, transforms_train.json, poses_bounds.npy or a COLMAP model such as sparse/0"
-        raise broken(folder, f"holds no poses ({wanted}); estimate them with COLMAP, or give another folder")
+        raise broken(folder, f"holds no poses ({wanted}); estimate them with: fedfields photos {folder.name}")
     return layouts[0]
 
 
