@@ -50,9 +50,9 @@ def sincos(x: np.ndarray, w0: float, sin: np.ndarray, slope: np.ndarray) -> None
 
 @numba.njit(inline="always")
 def _corner(x: Any, count: Any) -> Any:
-    """Lower cell index and the part beyond it along one axis."""
+    """Lower cell index, in range even for what is not a number, and the part beyond it along one axis."""
     scaled = min(max(x, _F(0)), _F(1)) * _F(count)
-    low = min(np.int64(scaled), count - 1)
+    low = max(min(np.int64(scaled), count - 1), 0)
     return low, scaled - _F(low)
 
 
@@ -132,6 +132,67 @@ def scatter(
             rows[g, 1] += w * pv * y
             rows[h, 0] += w * uv * x
             rows[h, 1] += w * uv * y
+
+
+@numba.njit(inline="always")
+def _along(x: Any, size: Any, stride: Any) -> Any:
+    """Voxel below along one axis, the part beyond it, and the way to the next one: none if the axis has one voxel."""
+    low, part = _corner(x, max(size - 1, 1))
+    return low, part, np.uint64(stride if size > 1 else 0)
+
+
+@compiled
+def voxels_sample(grid: np.ndarray, points: np.ndarray, out: np.ndarray) -> None:
+    """``out [N, C]`` from ``grid [X, Y, Z, C]`` and ``points [N, 3]``; the channel loop fills vector registers."""
+    nx, ny, nz, channels = grid.shape
+    values, to, one, count = grid.reshape(-1), out.reshape(-1), np.uint64(1), np.uint64(channels)
+    for i in range(points.shape[0]):
+        x, u, dx = _along(points[i, 0], nx, ny * nz * channels)
+        y, v, dy = _along(points[i, 1], ny, nz * channels)
+        z, w, dz = _along(points[i, 2], nz, channels)
+        p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
+        qr, qw, vr, vw = q * r, q * w, v * r, v * w
+        wa, wb, wc, wd, we, wf, wg, wh = p * qr, p * qw, p * vr, p * vw, u * qr, u * qw, u * vr, u * vw
+        a, o = np.uint64(((x * ny + y) * nz + z) * channels), np.uint64(i) * count
+        b, c, d = a + dz, a + dy, a + dy + dz
+        e, f, g, h = a + dx, b + dx, c + dx, d + dx
+        k = np.uint64(0)
+        while k < count:
+            below = wa * values[a + k] + wb * values[b + k] + wc * values[c + k] + wd * values[d + k]
+            above = we * values[e + k] + wf * values[f + k] + wg * values[g + k] + wh * values[h + k]
+            to[o + k] = below + above
+            k += one
+
+
+@numba.njit(inline="always")
+def _add(to: Any, at: Any, given: Any, row: Any, count: Any, weight: Any) -> None:
+    """``to[at:] += weight given[row:]``, ``count`` numbers."""
+    k = np.uint64(0)
+    while k < count:
+        to[at + k] += weight * given[row + k]
+        k += np.uint64(1)
+
+
+@compiled
+def voxels_scatter(features: np.ndarray, points: np.ndarray, grid: np.ndarray, first: int, last: int) -> None:
+    """Adds ``features [N, C]`` to voxels whose x is in [first, last): there, the transpose of `voxels_sample`."""
+    nx, ny, nz, channels = grid.shape
+    given, to, count = features.reshape(-1), grid.reshape(-1), np.uint64(channels)
+    for i in range(points.shape[0]):
+        x, u, dx = _along(points[i, 0], nx, ny * nz * channels)
+        if x + 1 < first or x >= last:
+            continue
+        y, v, dy = _along(points[i, 1], ny, nz * channels)
+        z, w, dz = _along(points[i, 2], nz, channels)
+        q, r = _F(1) - v, _F(1) - w
+        a, o = np.uint64(((x * ny + y) * nz + z) * channels), np.uint64(i) * count
+        for side in range(2):
+            if first <= x + (side if dx else 0) < last:
+                s, b = (u, a + dx) if side else (_F(1) - u, a)
+                _add(to, b, given, o, count, s * q * r)
+                _add(to, b + dz, given, o, count, s * q * w)
+                _add(to, b + dy, given, o, count, s * v * r)
+                _add(to, b + dy + dz, given, o, count, s * v * w)
 
 
 @numba.njit(inline="always")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedfields.kernels.memory import zeros
 from fedfields.kernels.threads import over
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class _Scatter(torch.autograd.Function):
 
         ctx.save_for_backward(points)
         ctx.cells = cells
-        table = torch.zeros(len(cells), rows, 2)
+        table = zeros((len(cells), rows, 2))
         x, given, to = points.numpy(), features.detach().contiguous().numpy(), table.numpy()
         over(len(cells), lambda a, b: scatter(x, given, _cells(cells), to, a, b))  # A level a thread: no races.
         return table
