@@ -52,7 +52,7 @@ def sincos(x: np.ndarray, w0: float, sin: np.ndarray, slope: np.ndarray) -> None
 def _corner(x: Any, count: Any) -> Any:
     """Lower cell index, in range even for what is not a number, and the part beyond it along one axis."""
     scaled = min(max(x, _F(0)), _F(1)) * _F(count)
-    low = max(min(np.int64(scaled), count - 1), 0)
+    low = min(np.int64(np.uint32(scaled)), count - 1)
     return low, scaled - _F(low)
 
 
