@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedfields.kernels import hashing, packed, sine
+from fedfields.kernels import hashing, packed, sine, voxels
 from fedfields.kernels.sine import plain
 
 
@@ -204,3 +204,99 @@ def test_the_compiled_compositing_refuses_a_second_derivative():
     (first,) = torch.autograd.grad(packed.composite(density, colour, samples)[1].sum(), density, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(first.sum(), density)
+
+
+SHAPES = [(9, 6, 7, 4), (5, 5, 5, 28), (8, 3, 2, 1), (1, 4, 1, 3)]
+"""Voxels along each axis, and channels."""
+
+
+def voxels_of(shape, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+def corners_and_outside(count=3000, dtype=torch.float32):
+    """Random points, some of them far outside, and the corners of the cube."""
+    points = cube(count, torch.float64)
+    points[3:11] = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+    points[11:500] = 5 * points[11:500] - 2
+    return points.to(dtype)
+
+
+def torch_sampled(grid, points):
+    """Torch's own sampler, which counts axes from the last."""
+    places = 2 * points.view(1, -1, 1, 1, 3) - 1
+    volume = grid.permute(3, 2, 1, 0)[None]
+    return torch.nn.functional.grid_sample(volume, places, align_corners=True, padding_mode="border")[0, :, :, 0, 0].T
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_voxels_are_sampled_and_scattered_as_torch_does(shape, threads):
+    found = []
+    for function, dtype in [(voxels.sample_voxels, torch.float32), (torch_sampled, torch.float64)]:
+        grid = voxels_of(shape, dtype).requires_grad_()
+        values = function(grid, corners_and_outside(dtype=dtype))
+        found.append((values, torch.autograd.grad((values**2).sum(), grid)[0]))
+    for ours, twin in zip(*found, strict=True):
+        assert ours.shape == twin.shape and (ours - twin).abs().max() < 1e-5 * twin.abs().max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_voxel_gradients_are_those_of_the_twin_to_the_second_order(shape, threads):
+
+    def gradients(function, dtype):
+        grid = voxels_of(shape, dtype).requires_grad_()
+        values = function(grid, corners_and_outside(dtype=dtype))
+        (first,) = torch.autograd.grad((values**3).sum(), grid, create_graph=True)
+        return values, first, torch.autograd.grad((first**2).sum(), grid)[0]
+
+    ours, twin = gradients(voxels.sample_voxels, torch.float32), gradients(voxels.plain, torch.float64)
+    for a, b in zip(ours, twin, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.abs().max()
+
+
+def test_voxel_gradients_are_the_same_on_any_number_of_threads():
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        grid = voxels_of((16, 8, 8, 5)).requires_grad_()
+        values = voxels.sample_voxels(grid, cube(5000))
+        found.append(torch.cat([values.flatten(), torch.autograd.grad(values.square().sum(), grid)[0].flatten()]))
+    torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_voxel_sampling_has_gradients_with_respect_to_points():
+    points, grid = cube(dtype=torch.float64)[3:20].requires_grad_(), voxels_of((4, 5, 1, 2), torch.float64)
+    assert torch.autograd.gradcheck(voxels.sample_voxels, (grid.requires_grad_(), points))
+    single = points.detach().float().requires_grad_()
+    (ours,) = torch.autograd.grad(voxels.sample_voxels(grid.detach().float(), single).sum(), single)
+    (exact,) = torch.autograd.grad(voxels.plain(grid, points).sum(), points)
+    assert torch.allclose(ours.double(), exact, atol=1e-4)
+
+
+def test_voxels_on_corners_are_the_voxels():
+    grid = voxels_of((3, 4, 5, 2))
+    axes = [torch.linspace(0, 1, size) for size in grid.shape[:3]]
+    assert torch.allclose(voxels.sample_voxels(grid, torch.cartesian_prod(*axes)).view(grid.shape), grid, atol=1e-5)
+    assert torch.equal(voxels.sample_voxels(grid, torch.tensor([[-9.0, 7.0, 1.0]])), grid[:1, -1, -1])
+
+
+def test_voxels_of_views_and_of_no_points():
+    grid, points = voxels_of((5, 6, 7, 4)), cube().T.contiguous().T
+    turned = grid.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    assert torch.equal(voxels.sample_voxels(turned, points), voxels.sample_voxels(grid, points.contiguous()))
+    grid.requires_grad_()
+    values = voxels.sample_voxels(grid, points[:0])
+    assert values.shape == (0, 4) and not torch.autograd.grad(values.sum(), grid)[0].any()
+
+
+def test_a_place_that_is_not_a_number_has_no_value():
+    nowhere = torch.full((2, 3), torch.nan)
+    assert voxels.sample_voxels(voxels_of((5, 5, 5, 3)), nowhere).isnan().all()
+    assert hashing.hash_encode(nowhere, table_of(), CELLS).isnan().all()
+
+
+@pytest.mark.parametrize("shapes", [((4, 4, 4), (5, 3)), ((4, 0, 4, 2), (5, 3)), ((4, 4, 4, 2), (5, 2))])
+def test_voxels_of_other_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"must be \[X, Y, Z, C\] and \[N, 3\]"):
+        voxels.sample_voxels(*map(torch.ones, shapes))

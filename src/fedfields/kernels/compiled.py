@@ -10,6 +10,8 @@ import numba
 import numpy as np
 
 _F = np.float32
+BLOCK = 256
+"""Points of a hash encoding whose corners are found together, in vector registers."""
 
 
 def compiled(function: Callable[..., None]) -> Any:
@@ -50,88 +52,201 @@ def sincos(x: np.ndarray, w0: float, sin: np.ndarray, slope: np.ndarray) -> None
 
 @numba.njit(inline="always")
 def _corner(x: Any, count: Any) -> Any:
-    """Lower cell index and the part beyond it along one axis."""
+    """Lower cell index, in range even for what is not a number, and the part beyond it along one axis."""
     scaled = min(max(x, _F(0)), _F(1)) * _F(count)
-    low = min(np.int64(scaled), count - 1)
+    low = min(np.int64(np.uint32(scaled)), count - 1)
     return low, scaled - _F(low)
 
 
 @numba.njit(inline="always")
-def _rows(cx: Any, cy: Any, cz: Any, count: Any, size: Any) -> Any:
-    """Rows of the eight corners of a cell; unsigned, for numba looks twice at indices that may be negative."""
-    n = count + 1
-    if n * n * n <= size:
-        a, m = np.uint64((cz * n + cy) * n + cx), np.uint64(n)
-        b, one = a + m * m, np.uint64(1)
-        return a, a + one, a + m, a + m + one, b, b + one, b + m, b + m + one
-    mask = np.uint32(size - 1)
-    x0, y0, z0 = np.uint32(cx), np.uint32(cy) * np.uint32(2654435761), np.uint32(cz) * np.uint32(805459861)
-    x1, y1, z1 = x0 + np.uint32(1), y0 + np.uint32(2654435761), z0 + np.uint32(805459861)
-    return (
-        np.uint64((x0 ^ y0 ^ z0) & mask), np.uint64((x1 ^ y0 ^ z0) & mask),
-        np.uint64((x0 ^ y1 ^ z0) & mask), np.uint64((x1 ^ y1 ^ z0) & mask),
-        np.uint64((x0 ^ y0 ^ z1) & mask), np.uint64((x1 ^ y0 ^ z1) & mask),
-        np.uint64((x0 ^ y1 ^ z1) & mask), np.uint64((x1 ^ y1 ^ z1) & mask),
-    )  # fmt: skip
+def _cells(x: Any, n: Any, factor: Any, low: Any, part: Any) -> None:
+    """Lower cells times ``factor`` and the parts beyond them, along one axis; in range even for what is no number."""
+    most, cells = np.int32(n - 1), _F(n)
+    for i in range(x.size):
+        scaled = min(max(x[i], _F(0)), _F(1)) * cells
+        cell = min(max(np.int32(scaled), np.int32(0)), most)
+        low[i] = np.uint32(cell) * factor
+        part[i] = scaled - _F(cell)
+
+
+@numba.njit(inline="always")
+def _dense(low: Any, y: Any, z: Any, count: Any, rows: Any) -> None:
+    """Rows of the eight corners of ``count`` cells, x first, where all corners of a level have a row of their own."""
+    for i in range(count):
+        row = low[i] + low[i + BLOCK] + low[i + 2 * BLOCK]
+        rows[i] = row
+        rows[i + BLOCK] = row + np.uint32(1)
+        rows[i + 2 * BLOCK] = row + y
+        rows[i + 3 * BLOCK] = row + y + np.uint32(1)
+        rows[i + 4 * BLOCK] = row + z
+        rows[i + 5 * BLOCK] = row + z + np.uint32(1)
+        rows[i + 6 * BLOCK] = row + z + y
+        rows[i + 7 * BLOCK] = row + z + y + np.uint32(1)
+
+
+@numba.njit(inline="always")
+def _hashed(low: Any, y: Any, z: Any, count: Any, mask: Any, rows: Any) -> None:
+    """The same where the corners' rows are hashed."""
+    for i in range(count):
+        x0, y0, z0 = low[i], low[i + BLOCK], low[i + 2 * BLOCK]
+        x1, y1, z1 = x0 + np.uint32(1), y0 + y, z0 + z
+        rows[i] = (x0 ^ y0 ^ z0) & mask
+        rows[i + BLOCK] = (x1 ^ y0 ^ z0) & mask
+        rows[i + 2 * BLOCK] = (x0 ^ y1 ^ z0) & mask
+        rows[i + 3 * BLOCK] = (x1 ^ y1 ^ z0) & mask
+        rows[i + 4 * BLOCK] = (x0 ^ y0 ^ z1) & mask
+        rows[i + 5 * BLOCK] = (x1 ^ y0 ^ z1) & mask
+        rows[i + 6 * BLOCK] = (x0 ^ y1 ^ z1) & mask
+        rows[i + 7 * BLOCK] = (x1 ^ y1 ^ z1) & mask
+
+
+@numba.njit(inline="always")
+def _weights(part: Any, count: Any, weights: Any) -> None:
+    """Weights of the eight corners in the order of their rows."""
+    for i in range(count):
+        u, v, w = part[i], part[i + BLOCK], part[i + 2 * BLOCK]
+        p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
+        qr, vr, qw, vw = q * r, v * r, q * w, v * w
+        weights[i] = p * qr
+        weights[i + BLOCK] = u * qr
+        weights[i + 2 * BLOCK] = p * vr
+        weights[i + 3 * BLOCK] = u * vr
+        weights[i + 4 * BLOCK] = p * qw
+        weights[i + 5 * BLOCK] = u * qw
+        weights[i + 6 * BLOCK] = p * vw
+        weights[i + 7 * BLOCK] = u * vw
 
 
 @compiled
-def encode(points: np.ndarray, table: np.ndarray, cells: np.ndarray, out: np.ndarray, block: int) -> None:
-    """``out [N, 2 L]`` from ``points [N, 3]`` and ``table [L, T, 2]``, blocks of points level by level."""
-    count, size = points.shape[0], table.shape[1]
-    for start in range(0, count, block):
-        end = min(start + block, count)
-        for level in range(cells.shape[0]):
-            rows, n = table[level], cells[level]
-            for i in range(start, end):
-                cx, u = _corner(points[i, 0], n)
-                cy, v = _corner(points[i, 1], n)
-                cz, w = _corner(points[i, 2], n)
-                a, b, c, d, e, f, g, h = _rows(cx, cy, cz, n, size)
-                p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
-                pq, uq, pv, uv = p * q, u * q, p * v, u * v
-                out[i, 2 * level] = r * (pq * rows[a, 0] + uq * rows[b, 0] + pv * rows[c, 0] + uv * rows[d, 0]) + w * (
-                    pq * rows[e, 0] + uq * rows[f, 0] + pv * rows[g, 0] + uv * rows[h, 0]
-                )
-                out[i, 2 * level + 1] = r * (
-                    pq * rows[a, 1] + uq * rows[b, 1] + pv * rows[c, 1] + uv * rows[d, 1]
-                ) + w * (pq * rows[e, 1] + uq * rows[f, 1] + pv * rows[g, 1] + uv * rows[h, 1])
+def _corners(
+    points: np.ndarray, start: int, end: int, n: int, size: int,
+    low: np.ndarray, part: np.ndarray, rows: np.ndarray, weights: np.ndarray,
+) -> None:  # fmt: skip
+    """Rows and weights ``[8 BLOCK]``, corner by corner, of ``points [3, start:end]``: loops without branches."""
+    count, m = end - start, n + 1
+    dense = m * m * m <= size
+    y, z = (np.uint32(m), np.uint32(m * m)) if dense else (np.uint32(2654435761), np.uint32(805459861))
+    _cells(points[0, start:end], n, np.uint32(1), low[:count], part[:count])
+    _cells(points[1, start:end], n, y, low[BLOCK : BLOCK + count], part[BLOCK : BLOCK + count])
+    _cells(points[2, start:end], n, z, low[2 * BLOCK : 2 * BLOCK + count], part[2 * BLOCK : 2 * BLOCK + count])
+    if dense:
+        _dense(low, y, z, count, rows)
+    else:
+        _hashed(low, y, z, count, np.uint32(size - 1), rows)
+    _weights(part, count, weights)
+
+
+@compiled
+def encode(points: np.ndarray, table: np.ndarray, cells: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """``out [N, 2 L]`` of points [first, last) from ``points [3, N]`` and ``table [L, T, 2]``.
+
+    Blocks of points go through all levels together: their features stay in the cache.
+    """
+    levels, size, _ = table.shape
+    low, part = np.empty(3 * BLOCK, np.uint32), np.empty(3 * BLOCK, _F)
+    rows, weights = np.empty(8 * BLOCK, np.uint32), np.empty(8 * BLOCK, _F)
+    flat, to, one = table.reshape(-1), out.reshape(-1), np.uint64(1)
+    for start in range(first, last, BLOCK):
+        end = min(start + BLOCK, last)
+        for level in range(levels):
+            values = flat[2 * level * size : 2 * (level + 1) * size]
+            _corners(points, start, end, cells[level], size, low, part, rows, weights)
+            for i in range(end - start):
+                x = y = _F(0)
+                for k in range(8):
+                    j = np.uint64(i + k * BLOCK)  # Unsigned: numba looks twice at indices that may be negative.
+                    at, weight = np.uint64(2 * rows[j]), weights[j]
+                    x += weight * values[at]
+                    y += weight * values[at + one]
+                at = np.uint64(2 * ((start + i) * levels + level))
+                to[at], to[at + one] = x, y
 
 
 @compiled
 def scatter(
     points: np.ndarray, features: np.ndarray, cells: np.ndarray, table: np.ndarray, first: int, last: int
 ) -> None:
-    """Adds ``features [N, 2 L]`` to the corners in ``table [L, T, 2]``: the transpose of :func:`encode`."""
-    count, size = points.shape[0], table.shape[1]
+    """Adds ``features [N, 2 L]`` to the corners in levels [first, last) of ``table [L, T, 2]``: `encode` transposed."""
+    count, levels, size = points.shape[1], table.shape[0], table.shape[1]
+    low, part = np.empty(3 * BLOCK, np.uint32), np.empty(3 * BLOCK, _F)
+    rows, weights = np.empty(8 * BLOCK, np.uint32), np.empty(8 * BLOCK, _F)
+    flat, given, one = table.reshape(-1), features.reshape(-1), np.uint64(1)
     for level in range(first, last):
-        rows, n = table[level], cells[level]
-        for i in range(count):
-            x, y = features[i, 2 * level], features[i, 2 * level + 1]
-            if x == 0 and y == 0:
-                continue
-            cx, u = _corner(points[i, 0], n)
-            cy, v = _corner(points[i, 1], n)
-            cz, w = _corner(points[i, 2], n)
-            a, b, c, d, e, f, g, h = _rows(cx, cy, cz, n, size)
-            p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
-            pq, uq, pv, uv = p * q, u * q, p * v, u * v
-            rows[a, 0] += r * pq * x
-            rows[a, 1] += r * pq * y
-            rows[b, 0] += r * uq * x
-            rows[b, 1] += r * uq * y
-            rows[c, 0] += r * pv * x
-            rows[c, 1] += r * pv * y
-            rows[d, 0] += r * uv * x
-            rows[d, 1] += r * uv * y
-            rows[e, 0] += w * pq * x
-            rows[e, 1] += w * pq * y
-            rows[f, 0] += w * uq * x
-            rows[f, 1] += w * uq * y
-            rows[g, 0] += w * pv * x
-            rows[g, 1] += w * pv * y
-            rows[h, 0] += w * uv * x
-            rows[h, 1] += w * uv * y
+        to = flat[2 * level * size : 2 * (level + 1) * size]
+        for start in range(0, count, BLOCK):
+            end = min(start + BLOCK, count)
+            _corners(points, start, end, cells[level], size, low, part, rows, weights)
+            for i in range(end - start):
+                at = np.uint64(2 * ((start + i) * levels + level))
+                x, y = given[at], given[at + one]
+                if x == 0 and y == 0:
+                    continue
+                for k in range(8):
+                    j = np.uint64(i + k * BLOCK)
+                    at, weight = np.uint64(2 * rows[j]), weights[j]
+                    to[at] += weight * x
+                    to[at + one] += weight * y
+
+
+@numba.njit(inline="always")
+def _along(x: Any, size: Any, stride: Any) -> Any:
+    """Voxel below along one axis, the part beyond it, and the way to the next one: none if the axis has one voxel."""
+    low, part = _corner(x, max(size - 1, 1))
+    return low, part, np.uint64(stride if size > 1 else 0)
+
+
+@compiled
+def voxels_sample(grid: np.ndarray, points: np.ndarray, out: np.ndarray) -> None:
+    """``out [N, C]`` from ``grid [X, Y, Z, C]`` and ``points [N, 3]``; the channel loop fills vector registers."""
+    nx, ny, nz, channels = grid.shape
+    values, to, one, count = grid.reshape(-1), out.reshape(-1), np.uint64(1), np.uint64(channels)
+    for i in range(points.shape[0]):
+        x, u, dx = _along(points[i, 0], nx, ny * nz * channels)
+        y, v, dy = _along(points[i, 1], ny, nz * channels)
+        z, w, dz = _along(points[i, 2], nz, channels)
+        p, q, r = _F(1) - u, _F(1) - v, _F(1) - w
+        qr, qw, vr, vw = q * r, q * w, v * r, v * w
+        wa, wb, wc, wd, we, wf, wg, wh = p * qr, p * qw, p * vr, p * vw, u * qr, u * qw, u * vr, u * vw
+        a, o = np.uint64(((x * ny + y) * nz + z) * channels), np.uint64(i) * count
+        b, c, d = a + dz, a + dy, a + dy + dz
+        e, f, g, h = a + dx, b + dx, c + dx, d + dx
+        k = np.uint64(0)
+        while k < count:
+            below = wa * values[a + k] + wb * values[b + k] + wc * values[c + k] + wd * values[d + k]
+            above = we * values[e + k] + wf * values[f + k] + wg * values[g + k] + wh * values[h + k]
+            to[o + k] = below + above
+            k += one
+
+
+@numba.njit(inline="always")
+def _add(to: Any, at: Any, given: Any, row: Any, count: Any, weight: Any) -> None:
+    """``to[at:] += weight given[row:]``, ``count`` numbers."""
+    k = np.uint64(0)
+    while k < count:
+        to[at + k] += weight * given[row + k]
+        k += np.uint64(1)
+
+
+@compiled
+def voxels_scatter(features: np.ndarray, points: np.ndarray, grid: np.ndarray, first: int, last: int) -> None:
+    """Adds ``features [N, C]`` to voxels whose x is in [first, last): there, the transpose of `voxels_sample`."""
+    nx, ny, nz, channels = grid.shape
+    given, to, count = features.reshape(-1), grid.reshape(-1), np.uint64(channels)
+    for i in range(points.shape[0]):
+        x, u, dx = _along(points[i, 0], nx, ny * nz * channels)
+        if x + 1 < first or x >= last:
+            continue
+        y, v, dy = _along(points[i, 1], ny, nz * channels)
+        z, w, dz = _along(points[i, 2], nz, channels)
+        q, r = _F(1) - v, _F(1) - w
+        a, o = np.uint64(((x * ny + y) * nz + z) * channels), np.uint64(i) * count
+        for side in range(2):
+            if first <= x + (side if dx else 0) < last:
+                s, b = (u, a + dx) if side else (_F(1) - u, a)
+                _add(to, b, given, o, count, s * q * r)
+                _add(to, b + dz, given, o, count, s * q * w)
+                _add(to, b + dy, given, o, count, s * v * r)
+                _add(to, b + dy + dz, given, o, count, s * v * w)
 
 
 @numba.njit(inline="always")

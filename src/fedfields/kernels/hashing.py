@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedfields.kernels.memory import zeros
 from fedfields.kernels.threads import over
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 PRIMES = (1, 2654435761, 805459861)
 """Factors of the spatial hash (eq. 4)."""
 
-BLOCK = 1024
-"""Points that go through all levels together: their features stay in the cache."""
+POINTS = 1024
+"""Fewest points worth a thread."""
 
 
 def resolutions(levels: int, coarsest: int, finest: int) -> list[int]:
@@ -43,7 +44,7 @@ def hash_encode(points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
     fast = points.device.type == "cpu" and points.dtype == table.dtype == torch.float32 and table.shape[2] == 2
     if not fast or points.requires_grad:
         return plain(points, table, cells)
-    return _Encode.apply(points.detach().contiguous(), table, cells)  # pyright: ignore[reportReturnType]
+    return _Encode.apply(points.detach(), table, cells)  # pyright: ignore[reportReturnType]
 
 
 def plain(points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
@@ -80,8 +81,8 @@ class _Encode(torch.autograd.Function):
         ctx.save_for_backward(points)
         ctx.cells, ctx.rows = cells, table.shape[1]
         out = torch.empty(len(points), 2 * len(cells))
-        x, rows, to = points.numpy(), table.detach().contiguous().numpy(), out.numpy()
-        over(len(points), lambda a, b: encode(x[a:b], rows, _cells(cells), to[a:b], BLOCK), BLOCK)
+        x, rows, to = points.T.contiguous().numpy(), table.detach().contiguous().numpy(), out.numpy()
+        over(len(points), lambda a, b: encode(x, rows, _cells(cells), to, a, b), POINTS)
         return out
 
     @staticmethod
@@ -100,8 +101,8 @@ class _Scatter(torch.autograd.Function):
 
         ctx.save_for_backward(points)
         ctx.cells = cells
-        table = torch.zeros(len(cells), rows, 2)
-        x, given, to = points.numpy(), features.detach().contiguous().numpy(), table.numpy()
+        table = zeros((len(cells), rows, 2))
+        x, given, to = points.T.contiguous().numpy(), features.detach().contiguous().numpy(), table.numpy()
         over(len(cells), lambda a, b: scatter(x, given, _cells(cells), to, a, b))  # A level a thread: no races.
         return table
 
