@@ -27,6 +27,9 @@ GAMMAS = (0.25, 0.5, 0.75, 1.0)
 EFFORT = AuditSettings(rounds=1, clients=2, matching_steps=200, newton_products=900, polish_steps=150)
 """The same for every method: two pictures of the first round, in which most leaks from most methods."""
 
+QUICK = AuditSettings(rounds=1, clients=1, matching_steps=16, newton_products=40, polish_steps=8)
+"""Enough to see that everything runs."""
+
 NOISES = (1.0, 3.0, 10.0, 30.0)
 PLAIN = ("local", "maml", "fomaml", "reptile", "meta-nsgd", "projected", "antithetic", "surrogate", "public")
 
@@ -67,7 +70,7 @@ def methods() -> dict[str, Experiment]:
     return found
 
 
-def one(name: str, experiment: Experiment, folder: Path) -> None:
+def one(name: str, experiment: Experiment, folder: Path, effort: AuditSettings) -> None:
     """Runs and audits one method, or what is missing of it."""
     from fedfields.runtime.audit_run import audit_run
     from fedfields.runtime.run import run
@@ -75,7 +78,7 @@ def one(name: str, experiment: Experiment, folder: Path) -> None:
     if not (folder / "summary.json").exists():
         run(experiment, folder, name=name, resume=(folder / "experiment.json").exists())
     if experiment.rounds and not (folder / "audit.json").exists():
-        audit_run(folder, EFFORT)
+        audit_run(folder, effort)
     print(f"{name}: done", file=sys.stderr, flush=True)
 
 
@@ -90,6 +93,7 @@ def row(folder: Path) -> dict:
         "psnr_p": summary["psnr_p"],
         "quick": (summary["leak"] or {}).get("worst"),
         "worst": (audit.get("worst") or {}).get("psnr"),
+        "real": audit.get("worst_real"),
         "attack": (audit.get("worst") or {}).get("attack"),
         "floor": (summary["floor"] or {}).get("constant"),
         "audit_floor": (audit.get("floor") or {}).get("constant"),
@@ -130,7 +134,10 @@ def main() -> None:
         for name, experiment in chosen.items():
             rounds = min(experiment.rounds, 4 if options.quick else options.rounds)
             experiment = dataclasses.replace(experiment, data=data, rounds=rounds, workers=1)
-            waiting.append(pool.submit(one, name, experiment, out / name))
+            if options.quick:
+                adaptation = dataclasses.replace(experiment.adaptation, steps=32)
+                experiment = dataclasses.replace(experiment, adaptation=adaptation)
+            waiting.append(pool.submit(one, name, experiment, out / name, QUICK if options.quick else EFFORT))
         failed = [str(task.exception()) for task in waiting if task.exception()]
     rows = with_ratios([row(out / name) for name in chosen if (out / name / "summary.json").exists()])
     from fedfields.report import write_report
