@@ -43,7 +43,7 @@ def progress(name: str, rounds: int) -> Iterator[Callable[[dict, int], None]]:
             figures = f"loss {_number(record.get('loss'), 4)}"
             if record["dropped"]:
                 figures += f", dropped {len(record['dropped'])}"
-            if "psnr_p" in record:
+            if "psnr_p" in record or record.get("views"):
                 bar.console.print(f"[dim]{escape(name)} round {record['round']}: {_evaluated(record)}[/]")
             bar.update(task, completed=record["round"], total=total, figures=figures)
 
@@ -52,6 +52,8 @@ def progress(name: str, rounds: int) -> Iterator[Callable[[dict, int], None]]:
 
 def _evaluated(record: Mapping[str, Any]) -> str:
     psnr = record.get("psnr") or {}
+    if record.get("views"):
+        return f"{_number(psnr['held_out']['0'])} dB on {len(record['views'])} test photographs"
     parts = [
         f"{group.replace('_', ' ')} {_number(list(curve.values())[-1])} dB after {list(curve)[-1]} steps"
         for group, curve in psnr.items()
@@ -79,6 +81,8 @@ def steps_progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
 def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     """One row for each run: quality by step, what the quick attacks recover, and what it cost."""
     first = next(iter(summaries.values()))
+    if first.get("views"):
+        return _show_places(summaries)
     group = next((g for g in ("unseen", "held_out") if (first.get("psnr") or {}).get(g)), None)
     steps = _columns(first["psnr"][group]) if group else []
     table = Table(title="PSNR in dB after k steps, and what the server could recover", box=box.SIMPLE_HEAD)
@@ -104,6 +108,26 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
         "the floor nothing is recovered. Stronger attacks: fedfields audit RUN.",
         style="dim",
     )
+
+
+def _show_places(summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row for each run on a place."""
+    table = Table(title="How well test photographs are rendered", box=box.SIMPLE_HEAD)
+    for name in ("run", "PSNR", "SSIM", "photographs", "owners", "seconds", "MB up"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for name, one in summaries.items():
+        quality = [((one.get(figure) or {}).get("held_out") or {}).get("0") for figure in ("psnr", "ssim")]
+        table.add_row(
+            escape(name),
+            _number(quality[0]),
+            _number(quality[1], 3),
+            str(len(one.get("views") or {})),
+            str((one.get("clients") or {}).get("train")),
+            _number(one.get("seconds"), 0),
+            _number((one.get("bytes_up") or 0) / 1e6),
+        )
+    console.print(table)
+    console.print("PSNR in dB and SSIM on photographs that nobody trained on: higher is better.", style="dim")
 
 
 def _columns(curve: Mapping[str, float]) -> list[str]:
