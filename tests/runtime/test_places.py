@@ -11,7 +11,7 @@ from fedfields.errors import UserError
 from fedfields.federation import Local
 from fedfields.fields import CoarseFine, HashGrid, Nerf, SimpleNerf, Siren
 from fedfields.losses import MarchedLoss, RadianceLoss
-from fedfields.objectives import Fit
+from fedfields.objectives import Fit, Maml, MeNF
 from fedfields.rendering.marching import Marching, march_rays
 from fedfields.rendering.rays import RenderSettings
 from fedfields.runtime.audit_run import audit_run
@@ -132,6 +132,7 @@ def test_fine_samples_gather_where_the_coarse_field_is():
 def test_parts_that_do_not_go_together_are_one_clear_line(capture):
     for changes, words in (
         ({"field": Siren()}, "field of pictures"),
+        ({"objective": MeNF(Maml())}, "rays:dense"),
         ({"field": SimpleNerf()}, "rays:dense"),
         ({"data": dataclasses.replace(Experiment().data)}, "field of places"),
     ):

@@ -14,6 +14,7 @@ from fedfields.fields import FourierMlp, HashGrid, Siren
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
+from fedfields.objectives import Maml, Objective
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -107,6 +108,8 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     assert isinstance(experiment.data, Scene)
     if experiment.privacy:
         raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
+    if isinstance(experiment.rays, Marching) and _second_order(experiment.objective):
+        raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters)
     loss = loss_for(experiment, place.frame)
@@ -115,6 +118,14 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds)
     return PlaceSetup(experiment, place, Context(experiment.method, place.clients, loss), params, settings)
+
+
+def _second_order(objective: Objective) -> bool:
+    """Whether an objective, or one inside it, differentiates an inner loop."""
+    if isinstance(objective, Maml):
+        return not objective.first_order and objective.inner.steps > 0
+    base = getattr(objective, "base", None)
+    return base is not None and _second_order(base)
 
 
 def loss_for(experiment: Experiment, frame: Frame) -> RadianceFieldLoss:
