@@ -170,7 +170,7 @@ class _Watcher:
     """A loss that keeps an eye on the weights as they change, such as one with an occupancy grid; or any other."""
 
     def __init__(self, loss: Loss, memory: Memory) -> None:
-        self._loss, self._every = loss, getattr(getattr(loss, "settings", None), "refresh", 0)
+        self._loss, self._every = loss, getattr(loss, "refresh_every", 0)
         self.kept: Memory = {"loss": memory.get("loss", {})} if self._every else {}
 
     def loss(self, step: int, params: Params, random: Generator) -> Loss:

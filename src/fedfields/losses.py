@@ -12,7 +12,7 @@ from fedfields import tree
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, march_rays
-from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, render_pair, render_rays
+from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, render_pair, render_rays
 from fedfields.types import Batch, Params
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ class RadianceLoss:
     def render(self, params: Params, rays: Rays, points: int = 8192) -> Marched:
         """What is seen along all rays, ``points`` samples at a time, without history."""
         chunk = max(1, points // self.settings.jitters)
-        with torch.no_grad():
-            pieces = [
-                self.see(params, rays.chosen(slice(a, a + chunk)))[-1][:3] for a in range(0, len(rays.near), chunk)
-            ]
-        return Marched(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        return Marched(*in_chunks(lambda part: self.see(params, part)[-1], rays, chunk))
 
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's, along the same rays."""
@@ -95,6 +91,11 @@ class MarchedLoss:
         return (seen.colour - batch.targets[:count]).square().mean()
 
     @property
+    def refresh_every(self) -> int:
+        """Outer steps after which :meth:`refreshed` is due."""
+        return self.settings.refresh
+
+    @property
     def occupied(self) -> Tensor:
         """Which cells are not empty, ``[G, G, G]``."""
         if self.densities is None:
@@ -107,16 +108,10 @@ class MarchedLoss:
         found = self.settings.look(density, kept.get("densities"), generator)
         return dataclasses.replace(self, densities=found), {"densities": found}
 
-    def render(self, params: Params, rays: Rays) -> Marched:
-        """What is seen along all rays, without history."""
-        with torch.no_grad():
-            pieces = [
-                march_rays(partial(self.field, params), rays.chosen(slice(a, a + 4096)), self.settings, self.occupied)[
-                    0
-                ]
-                for a in range(0, len(rays.near), 4096)
-            ]
-        return Marched(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+    def render(self, params: Params, rays: Rays, chunk: int = 4096) -> Marched:
+        """What is seen along all rays, ``chunk`` at a time, without history."""
+        radiance, occupied = partial(self.field, params), self.occupied
+        return Marched(*in_chunks(lambda part: march_rays(radiance, part, self.settings, occupied)[0], rays, chunk))
 
 
 @dataclass(frozen=True)

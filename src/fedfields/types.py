@@ -95,4 +95,7 @@ class Field(Protocol):
 Memory = dict[str, Params]
 """What a client keeps between visits (control variates, optimiser state): goes in and out explicitly."""
 
+Advance = Callable[[str, int, int], None]
+"""Is told how far long work has come: what is done, how much of it, of how much."""
+
 Options = Mapping[str, Any]

@@ -7,7 +7,7 @@ without any upload. All figures are PSNR in dB on the client's own picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -38,9 +38,7 @@ from fedfields.losses import FieldLoss
 from fedfields.privacy import Noise
 from fedfields.scenes.grid import GridSignal
 from fedfields.seeds import generator
-from fedfields.types import Params
-
-Advance = Callable[[str, int, int], None]
+from fedfields.types import Advance, Params
 
 
 def audit(

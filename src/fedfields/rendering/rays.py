@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -146,6 +146,19 @@ def render_rays(field: RadianceField, params: Params, rays: Rays, settings: Rend
     return march(partial(field, params), rays, settings)
 
 
+def in_chunks(see: Callable[[Rays], Sequence[Tensor]], rays: Rays, chunk: int) -> list[Tensor]:
+    """Colour ``[R, 3]``, depth ``[R]`` and opacity ``[R]`` of all rays, without history.
+
+    Args:
+        see: rays to what is seen along them, of which the first three are these.
+        rays: any number.
+        chunk: at most so many at a time.
+    """
+    with torch.no_grad():
+        pieces = [see(rays.chosen(slice(a, a + chunk)))[:3] for a in range(0, len(rays.near), chunk)]
+    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+
 def render_image(
     field: RadianceField,
     params: Params,
@@ -172,10 +185,5 @@ def render_image(
     if len(rays.origins) != height * width:
         raise ValueError(f"{len(rays.origins)} rays for {height} x {width} pixels; there must be one for each")
     chunk = max(1, points // settings.samples)
-    with torch.no_grad():
-        pieces = [
-            render_rays(field, params, rays.chosen(slice(first, first + chunk)), settings)[:3]
-            for first in range(0, height * width, chunk)
-        ]
-    colour, depth, opacity = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    colour, depth, opacity = in_chunks(lambda part: render_rays(field, params, part, settings), rays, chunk)
     return Picture(colour.reshape(height, width, 3), depth.reshape(shape), opacity.reshape(shape))

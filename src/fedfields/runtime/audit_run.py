@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from fedfields.audit import AuditResult, AuditSettings, Observation, audit, load_observations
@@ -12,8 +11,7 @@ from fedfields.runtime.pictures import SHOWN, grid_of
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import clean, set_up_run
 from fedfields.store import write_json
-
-Advance = Callable[[str, int, int], None]
+from fedfields.types import Advance
 
 
 def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = None) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,7 @@ from fedfields.scenes.scene import Scene
 from fedfields.scenes.tour import Tour, load_tour
 from fedfields.scenes.views import photo_rays
 from fedfields.store import read_json, writing
-from fedfields.types import Params
-
-Advance = Callable[[str, int, int], None]
+from fedfields.types import Advance, Params
 
 
 class Trained(NamedTuple):
@@ -94,15 +92,11 @@ def film(
             return colour
         return torch.cat([colour, depth_picture(shown).reshape(size, size, 1).expand(-1, -1, 3)], 1)
 
-    def pictures() -> Sequence[Tensor]:
-        found = []
+    shown = []
+    with one_thread():
         for i, pose in enumerate(poses):
             advance("render", i, len(poses))
-            found.append(picture(pose))
-        return found
-
-    with one_thread():
-        shown = pictures()
+            shown.append(picture(pose))
     if out.suffix.lower() == ".mp4":
         _write_video(out, shown, fps)
     else:

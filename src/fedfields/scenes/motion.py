@@ -14,6 +14,7 @@ from fedfields.scenes.colmap import camera_of
 from fedfields.scenes.copies import Copy
 from fedfields.scenes.images import printable
 from fedfields.scenes.unplaced import ENOUGH, Links
+from fedfields.types import Advance
 
 _BLOCK = 10
 """Photographs that are matched with one another at a time; progress is told after each block."""
@@ -32,8 +33,6 @@ _MODEL = "SIMPLE_RADIAL"
 
 _FATAL = 3
 """COLMAP's level of messages that end the program."""
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from fedfields.scenes.clips import natural_order
 from fedfields.scenes.colmap import load_pycolmap, read_colmap
 from fedfields.scenes.copies import Copy, copy_names, copy_photo
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
-from fedfields.scenes.motion import Advance, Job, drop_impossible, points_seen, write_model
+from fedfields.scenes.motion import Job, drop_impossible, points_seen, write_model
 from fedfields.scenes.transforms import transforms_of
 from fedfields.scenes.unplaced import Links, reason
 from fedfields.store import cannot_write, write_json
+from fedfields.types import Advance
 
 _POINTS = "points.ply"
 
