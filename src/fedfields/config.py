@@ -225,36 +225,35 @@ _preset(
     objective=Antithetic(_MAML),
 )
 
-_NGP = Experiment(
-    data=Scene(),
-    field=HashGrid(),
-    objective=Fit(batch=2048),
-    local=Local(steps=50, lr=1e-2, clip=0.0, optimizer=Adam(0.9, 0.99, 1e-15), keep_state=True, final=0.03),
-    rounds=100,
-    cohort=1,
+_NGP: dict[str, Any] = {
+    "data": Scene(),
+    "field": HashGrid(),
+    "objective": Fit(batch=2048),
+    "local": Local(steps=50, lr=1e-2, clip=0.0, optimizer=Adam(0.9, 0.99, 1e-15), keep_state=True, final=0.03),
+    "rounds": 100,
+    "cohort": 1,
+    "evaluate_every": 20,
+    "checkpoint_every": 10,
+}
+_preset("nerf", "one place in posed photographs, trained in one place: a hash grid", **_NGP)
+_preset(
+    "fedavg-ngp",
+    "the same place, photographs shared out among owners: hash grids, averaged",
+    **_NGP | {"data": Scene(clients=4), "cohort": 4},
+)
+_preset(
+    "fednerf",
+    "FedNeRF (Holden et al. 2023): coarse and fine NeRF, Adam stays with the owners, merged by number of pixels",
+    data=Scene(clients=4),
+    field=CoarseFine(Nerf(width=128)),
+    rays=RenderSettings(samples=64, fine=128),
+    objective=Fit(batch=1024),
+    local=Local(steps=100, lr=5e-4, clip=0.0, optimizer=Adam(), keep_state=True, final=0.1),
+    rounds=200,
+    cohort=4,
+    weighting="size",
     evaluate_every=20,
     checkpoint_every=10,
-)
-PRESETS["nerf"] = (_NGP, "one place in posed photographs, trained in one place: a hash grid")
-PRESETS["fedavg-ngp"] = (
-    dataclasses.replace(_NGP, data=Scene(clients=4), cohort=4),
-    "the same place, photographs shared out among owners: hash grids, averaged",
-)
-
-PRESETS["fednerf"] = (
-    Experiment(
-        data=Scene(clients=4),
-        field=CoarseFine(Nerf(width=128)),
-        rays=RenderSettings(samples=64, fine=128),
-        objective=Fit(batch=1024),
-        local=Local(steps=100, lr=5e-4, clip=0.0, optimizer=Adam(), keep_state=True, final=0.1),
-        rounds=200,
-        cohort=4,
-        weighting="size",
-        evaluate_every=20,
-        checkpoint_every=10,
-    ),
-    "FedNeRF (Holden et al. 2023): coarse and fine NeRF, Adam stays with the owners, merged by number of pixels",
 )
 
 

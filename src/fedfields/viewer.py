@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedfields.errors import UserError
 from fedfields.rendering.cameras import Camera
-from fedfields.runtime.places import Viewer, depth_picture, set_up_place
+from fedfields.runtime.places import Viewer, depth_picture, set_up_place, thinned
 from fedfields.runtime.products import Trained, load_trained
 from fedfields.scenes.tour import Tour
 from fedfields.scenes.views import Photo, photo_rays
@@ -133,8 +133,7 @@ def _photos(trained: Trained) -> tuple[Photo, ...]:
         place = set_up_place(trained.experiment).federation
     except UserError:
         return ()
-    photos = [photo for client in place.clients for photo in client.train[0].support.photos]  # pyright: ignore
-    return tuple(photos[:: -(-len(photos) // PHOTOS)])
+    return thinned(tuple(photo for client in place.clients for photo in client.train[0].support.photos), PHOTOS)  # pyright: ignore
 
 
 def _add_photo(server: Any, photo: Photo) -> None:

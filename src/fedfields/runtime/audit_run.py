@@ -10,6 +10,7 @@ from fedfields.gallery import save_sheet
 from fedfields.runtime.pictures import SHOWN, grid_of
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import clean, set_up_run
+from fedfields.scenes.scene import spread
 from fedfields.store import write_json
 from fedfields.types import Advance
 
@@ -30,7 +31,7 @@ def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = N
     truths = {client.name: grid_of(client.train[0].query) for client in setup.federation.clients}
     results: dict[int, AuditResult] = {}
     with one_thread():
-        for file in _spread(files, settings.rounds):
+        for file in spread(files, settings.rounds):
             seen = [one for one in load_observations(file) if one.client in truths]
             attacked = _rotate(seen, len(results), settings.clients)
             result = audit(
@@ -58,15 +59,6 @@ def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = N
     content = clean(content)
     write_json(folder / "audit.json", content)
     return content
-
-
-def _spread(files: list[Path], count: int) -> list[Path]:
-    """The first, the last, and others evenly between."""
-    if count >= len(files):
-        return files
-    if count == 1:
-        return files[:1]
-    return [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
 
 
 def _rotate(seen: list[Observation], turn: int, count: int) -> list[Observation]:

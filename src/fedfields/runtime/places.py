@@ -21,10 +21,9 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
-from fedfields.scenes.frame import Frame
 from fedfields.scenes.scene import Place, Scene
 from fedfields.scenes.tour import tour_of
-from fedfields.scenes.views import photo_rays
+from fedfields.scenes.views import Photo, photo_rays
 from fedfields.seeds import generator
 from fedfields.types import Params
 
@@ -62,9 +61,7 @@ class PlaceSetup(NamedTuple):
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
-        photos = (
-            self.federation.tests if final else self.federation.tests[:: -(-len(self.federation.tests) // EARLY_VIEWS)]
-        )
+        photos = self.federation.tests if final else thinned(self.federation.tests, EARLY_VIEWS)
         if not photos:
             return {"psnr": {}, "ssim": {}, "views": {}}
         with one_thread():
@@ -88,7 +85,7 @@ class PlaceSetup(NamedTuple):
         """A contact sheet of test photographs: truth, colour and depth."""
         see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
         rows: dict[str, list[Cell | None]] = {}
-        for photo in self.federation.tests[:: -(-len(self.federation.tests) // SHOWN)] if self.federation.tests else ():
+        for photo in thinned(self.federation.tests, SHOWN):
             shown = see(photo_rays(photo.pose, photo.camera))
             truth, colour = photo.colours.float() / 255, shown.colour.reshape(photo.colours.shape)
             depth = depth_picture(shown).reshape(*truth.shape[:2], 1).expand_as(truth)
@@ -112,7 +109,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters)
-    loss = loss_for(experiment, place.frame)
+    loss = loss_for(experiment)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
@@ -128,7 +125,7 @@ def _second_order(objective: Objective) -> bool:
     return base is not None and _second_order(base)
 
 
-def loss_for(experiment: Experiment, frame: Frame) -> RadianceFieldLoss:
+def loss_for(experiment: Experiment) -> RadianceFieldLoss:
     """The loss of the experiment's field and way of rendering.
 
     Raises:
@@ -159,6 +156,11 @@ class Viewer:
 
     def __call__(self, rays: Rays) -> Marched:
         return self._loss.render(self._params, rays)
+
+
+def thinned(photos: tuple[Photo, ...], most: int) -> tuple[Photo, ...]:
+    """Every n-th photograph, so that there are at most ``most``."""
+    return photos[:: max(1, -(-len(photos) // most))]
 
 
 def depth_picture(shown: Marched) -> Tensor:

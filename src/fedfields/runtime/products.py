@@ -61,7 +61,7 @@ def load_trained(run: Path) -> Trained:
         raise UserError(f"{run} is a run on pictures or clips; render and export are for runs on a place (nerf, ...)")
     frame, tour = load_frame(run / "scene.json"), load_tour(run / "tour.json")
     params = load_weights(run / "model.safetensors")
-    return Trained(experiment, params, loss_for(experiment, frame), frame, tour)
+    return Trained(experiment, params, loss_for(experiment), frame, tour)
 
 
 def film(

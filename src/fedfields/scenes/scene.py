@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from fedfields.errors import UserError
 from fedfields.scenes.captures import load_capture
@@ -12,6 +13,8 @@ from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.posed import Capture, View
 from fedfields.scenes.views import Photo, RaySignal, load_photo, shared_out
 from fedfields.types import Client, Task
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -84,7 +87,7 @@ class Scene:
         shares = shared_out(train, self.clients, self.partition)
         signals = [RaySignal(tuple(share), jitters, known) for share in shares]
         clients = [Client(f"client-{i}", (Task(one, one, f"client-{i}"),)) for i, one in enumerate(signals)]
-        tests = _spread([view for view in capture.views if view.split == "test"], self.tests)
+        tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, self._scale(view)) for view in tests)
         return Place(tuple(clients), photos, frame, capture.problems)
 
@@ -113,8 +116,8 @@ def check_frame(path: Path, capture: Capture, frame: Frame) -> None:
         )
 
 
-def _spread(views: list[View], most: int) -> list[View]:
-    """At most ``most`` of them, evenly; all for 0."""
-    if most == 0 or len(views) <= most:
-        return views
-    return [views[round(i * (len(views) - 1) / max(1, most - 1))] for i in range(most)]
+def spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """The first, the last, and others evenly between: at most ``most`` of them, all for 0."""
+    if most == 0 or len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / max(1, most - 1))] for i in range(most)]
