@@ -31,3 +31,9 @@ def clients_of(count, dtype=torch.float32):
 
 def visit_of(params, seed=0, **kwargs):
     return Visit(anchor=params, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+
+def picture_task(values):
+    """A picture as a task: fitted and judged on itself."""
+    signal = GridSignal(values)
+    return Task(signal, signal)

@@ -25,7 +25,7 @@ USAGE = """\
 fedfields: federated learning of neural fields
 
   fedfields run PRESET [--data DIR] [axis:name ...] [--SETTING VALUE ...]   train, evaluate, report
-  fedfields adapt RUN SIGNAL      fit the run's initialisation to one picture or clip of your own
+  fedfields adapt RUN SIGNAL      fit the run's initialisation to a picture, clip or object of your own
   fedfields audit RUN             attack the uploads of a run with everything we know
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
   fedfields render RUN            a film of the place that a run learned (colour, depth)
@@ -168,7 +168,9 @@ class AdaptFlags:
 def _adapt(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 2:
-        raise UserError(f"fedfields adapt needs RUN and SIGNAL (a picture or a clip), found {len(words)} of them")
+        raise UserError(
+            f"fedfields adapt needs RUN and SIGNAL (a picture, a clip or an object), found {len(words)} of them"
+        )
     from fedfields.adaptation import Adaptation
 
     output, rest = _parse_some(AdaptFlags, AdaptFlags(), flags)
@@ -177,7 +179,7 @@ def _adapt(arguments: list[str]) -> int:
         from fedfields.runtime.run import load_experiment
 
         base = load_experiment(Path(words[0])).adaptation
-    about = "Fit the run's initialisation to a picture or clip of your own; compares it with a random start."
+    about = "Fit the run's initialisation to a picture, clip or object of your own; compares it with a random start."
     settings = _parse(Adaptation, base, rest, "fedfields adapt RUN SIGNAL", about)
 
     from fedfields.runtime.personal import personalise
@@ -230,6 +232,9 @@ class RenderFlags:
     depth: bool = False
     """Show nearness beside the colour."""
 
+    weights: Path | None = None
+    """Other weights than the run's: the field.safetensors that fedfields adapt made for an object."""
+
 
 def _render(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "render")
@@ -241,8 +246,8 @@ def _render(arguments: list[str]) -> int:
     from fedfields.runtime.products import film, load_trained
     from fedfields.terminal import console, steps_progress
 
-    trained = load_trained(run)
-    out = settings.out or run / f"{Path(settings.path).stem}.mp4"
+    trained = load_trained(run, settings.weights)
+    out = settings.out or (settings.weights.parent if settings.weights else run) / f"{Path(settings.path).stem}.mp4"
     with steps_progress("render") as advance:
         made = film(
             trained,
@@ -277,6 +282,9 @@ class ExportFlags:
     level: float | None = None
     """Density of the surface, per world unit; by default where a voxel lets half the light through."""
 
+    weights: Path | None = None
+    """Other weights than the run's: the field.safetensors that fedfields adapt made for an object."""
+
 
 def _export(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "export")
@@ -289,7 +297,7 @@ def _export(arguments: list[str]) -> int:
     from fedfields.runtime import products
     from fedfields.terminal import console, steps_progress
 
-    trained = products.load_trained(run)
+    trained = products.load_trained(run, settings.weights)
     with steps_progress("export") as advance:
         grid = products.volume(trained, settings.resolution, advance)
     level = products.opaque_density(grid) if settings.level is None else settings.level

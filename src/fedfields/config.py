@@ -18,6 +18,7 @@ from fedfields.privacy import Noise, Surrogate, Transform
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
+from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene
 from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Robust, Scaffold, Strategy
 
@@ -26,8 +27,8 @@ from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Robust
 class Experiment:
     """Everything that decides the result of a run."""
 
-    data: Data | Scene = dataclasses.field(default_factory=Data)
-    """Whose pictures, or of which place, and who owns which."""
+    data: Data | Scene | Objects = dataclasses.field(default_factory=Data)
+    """Whose pictures, of which place, or of which objects, and who owns which."""
 
     field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf = dataclasses.field(
         default_factory=lambda: Siren(width=64, depth=3)
@@ -35,7 +36,7 @@ class Experiment:
     """The network that stands for a picture or a place."""
 
     rays: Marching | RenderSettings = dataclasses.field(default_factory=Marching)
-    """How the field of a place is rendered; pictures have no use for it."""
+    """How the field of a place or object is rendered; pictures have no use for it."""
 
     objective: Objective = dataclasses.field(default_factory=Maml)
     """What a client follows."""
@@ -256,6 +257,47 @@ _preset(
     checkpoint_every=10,
 )
 
+_ADAM = Local(steps=2, lr=3e-3, optimizer=Adam())
+_OBJECTS: dict[str, Any] = {
+    "data": Objects(),
+    "field": SimpleNerf(width=64, depth=4),
+    "rays": RenderSettings(samples=32),
+    "adaptation": Adaptation(lr=2.0, batch=128),
+}
+
+
+def _with_rays(objective: Any) -> Any:
+    """The objective for radiance fields: batches of 128 rays (the official FedMeNF code), longer inner steps."""
+    changes: dict[str, Any] = {}
+    for part in dataclasses.fields(objective):
+        value = getattr(objective, part.name)
+        if part.name in ("batch", "outer_batch"):
+            changes[part.name] = 128
+        elif isinstance(value, Inner | Objective):
+            changes[part.name] = _with_rays(value)
+    if isinstance(objective, Inner):
+        changes["lr"] = 2.0
+    return dataclasses.replace(objective, **changes)
+
+
+for _name, _local in {
+    "local": {},
+    "maml": {"local": _ADAM},
+    "fomaml": {"local": _ADAM},
+    "reptile": {},
+    "meta-nsgd": {},
+    "fedmenf": {"local": dataclasses.replace(_ADAM, lr=1e-3)},
+    "noised": {"local": _ADAM},
+    "projected": {"local": _ADAM},
+    "antithetic": {"local": _ADAM},
+}.items():
+    _of_pictures, _ = PRESETS[_name]
+    _changes = _OBJECTS | _local | {"objective": _with_rays(_of_pictures.objective)}
+    PRESETS[f"{_name}-3d"] = (
+        dataclasses.replace(_of_pictures, **_changes),
+        f"{_name} on a set of objects in posed photographs",
+    )
+
 
 def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
@@ -303,7 +345,7 @@ def nearest(word: str, choices: Mapping[str, Any]) -> str:
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Experiment, Data, Scene, Local, Adaptation, Inner, Sgd, Adam),
+        *(Experiment, Data, Scene, Objects, Local, Adaptation, Inner, Sgd, Adam),
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),

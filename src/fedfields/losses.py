@@ -13,7 +13,7 @@ from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, march_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, render_pair, render_rays
-from fedfields.types import Batch, Params
+from fedfields.types import Batch, Params, Visible, VisibleLoss
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -27,12 +27,21 @@ class FieldLoss:
     field: Callable[[Params, Tensor], Tensor]
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        return (self.field(params, batch.inputs) - batch.targets).square().mean()
+        return (self.show(params, batch.inputs) - batch.targets).square().mean()
+
+    def show(self, params: Params, inputs: Tensor) -> Tensor:
+        """The colours ``[B, C]`` at coordinates ``[B, D]``."""
+        return self.field(params, inputs)
+
+    @property
+    def chunk(self) -> int:
+        """How many inputs to show at a time where there are very many."""
+        return 65536
 
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's: targets ``2 f(x) - y``."""
         with torch.no_grad():
-            shown = self.field(params, batch.inputs)
+            shown = self.show(params, batch.inputs)
         return Batch(batch.inputs, 2 * shown - batch.targets)
 
 
@@ -57,15 +66,23 @@ class RadianceLoss:
             return [render_rays(self.field, params, rays, self.settings)]
         return list(render_pair(partial(coarse, params), partial(self.field, params), rays, self.settings))
 
-    def render(self, params: Params, rays: Rays, points: int = 8192) -> Marched:
-        """What is seen along all rays, ``points`` samples at a time, without history."""
-        chunk = max(1, points // self.settings.jitters)
-        return Marched(*in_chunks(lambda part: self.see(params, part)[-1], rays, chunk))
+    def show(self, params: Params, inputs: Rays) -> Tensor:
+        """The colours ``[R, 3]`` along rays."""
+        return self.see(params, inputs)[-1].colour
+
+    @property
+    def chunk(self) -> int:
+        """How many rays to show at a time where there are very many: 8192 samples, which suits a processor's cache."""
+        return max(1, 8192 // self.settings.jitters)
+
+    def render(self, params: Params, rays: Rays) -> Marched:
+        """What is seen along all rays, without history."""
+        return Marched(*in_chunks(lambda part: self.see(params, part)[-1], rays, self.chunk))
 
     def mirror(self, params: Params, batch: Batch) -> Batch:
         """The batch whose residuals are the negatives of this one's, along the same rays."""
         with torch.no_grad():
-            shown = self.see(params, batch.inputs)[-1].colour
+            shown = self.show(params, batch.inputs)
         return Batch(batch.inputs, 2 * shown - batch.targets)
 
 
@@ -131,6 +148,15 @@ class ModuleLoss:
     def predict(self, params: Params, inputs: Tensor) -> Tensor:
         """The module's outputs with ``params`` in place of its own."""
         return torch.func.functional_call(self.module, params, (inputs,))
+
+
+def render(loss: VisibleLoss, params: Params, signal: Visible) -> Tensor:
+    """What the field shows where the signal is, all of it: ``[*shape, C]``, not clamped."""
+    inputs, count = signal.like(signal.values).everything().inputs, signal.values[..., 0].numel()
+    parts = [slice(a, a + loss.chunk) for a in range(0, count, loss.chunk)]
+    with torch.no_grad():
+        pieces = [loss.show(params, inputs.chosen(p) if isinstance(inputs, Rays) else inputs[p]) for p in parts]
+    return torch.cat(pieces).reshape(signal.values.shape)
 
 
 def params_of(module: Module) -> Params:

@@ -38,6 +38,21 @@ Loss = Callable[[Params, Batch], "Tensor"]
 """The seam: weights and a batch to a scalar. Everything random is already in the batch."""
 
 
+class VisibleLoss(Protocol):
+    """A loss that can show what it compares with the targets."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor: ...
+
+    def show(self, params: Params, inputs: Any) -> Tensor:
+        """Colours ``[B, C]`` at the inputs of a batch, differentiable."""
+        ...
+
+    @property
+    def chunk(self) -> int:
+        """How many inputs to show at a time where there are very many."""
+        ...
+
+
 class Signal(Protocol):
     """What an owner has: draws batches, with replacement, from a passed generator."""
 
@@ -46,6 +61,24 @@ class Signal(Protocol):
     def everything(self) -> Batch: ...
 
     def __len__(self) -> int: ...
+
+
+class Visible(Signal, Protocol):
+    """A signal that can be looked at: a picture, a clip, or photographs of an object."""
+
+    @property
+    def values(self) -> Tensor:
+        """Colours ``[*shape, C]`` in [0, 1]; those of a picture, of frames, or of photographs of one size."""
+        ...
+
+    @property
+    def grid_axes(self) -> int:
+        """How many axes, right before the channels, are a grid on which neighbours are alike."""
+        ...
+
+    def like(self, values: Tensor) -> Visible:
+        """The same signal with other colours ``[*shape, C]``, all of which may be seen; they may have history."""
+        ...
 
 
 class Task(NamedTuple):

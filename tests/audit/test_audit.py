@@ -32,8 +32,8 @@ from fedfields.optim import Adam
 from fedfields.scenes.grid import GridSignal
 from fedfields.scenes.texture import public_statistics, texture
 from fedfields.seeds import generator
-from fedfields.types import Client, Task
-from tests.helpers import FIELD, LOSS, params_of, signal_of
+from fedfields.types import Client
+from tests.helpers import FIELD, LOSS, params_of, picture_task, signal_of, task_of
 
 INNER = Inner(steps=2, lr=0.05, batch=20)
 MAML = Maml(INNER, outer_batch=25)
@@ -50,8 +50,7 @@ OBJECTIVES = {
 
 
 def client_of(values, name="ann"):
-    signal = GridSignal(values)
-    return Client(name, (Task(signal, signal),))
+    return Client(name, (picture_task(values),))
 
 
 def observed(method, values, start, name="ann", seed=3):
@@ -67,7 +66,7 @@ def test_the_simulated_update_is_the_real_one(name, optimizer):
     local = local if optimizer is None else dataclasses.replace(local, optimizer=optimizer)
     method, start, values = Method(OBJECTIVES[name], local), params_of(), signal_of().values
     seen = observed(method, values, start)
-    found = simulate(method, values, start, LOSS, generator(3, "visit", 1, "ann"))
+    found = simulate(method, picture_task(values), start, LOSS, generator(3, "visit", 1, "ann"))
     for key, leaf in found.items():
         torch.testing.assert_close(leaf.detach(), seen.upload[key] - start[key], rtol=1e-9, atol=1e-12)
 
@@ -81,7 +80,7 @@ def test_its_gradient_with_respect_to_the_picture_equals_finite_differences(name
     probe = tree.randn_like(start, generator(0))
 
     def figure(picture):
-        return tree.dot(simulate(method, picture, start, LOSS, generator(3, "visit", 1, "ann")), probe)
+        return tree.dot(simulate(method, picture_task(picture), start, LOSS, generator(3, "visit", 1, "ann")), probe)
 
     (slope,) = torch.autograd.grad(figure(values), values)
     direction = torch.randn(values.shape, generator=generator(1), dtype=values.dtype)
@@ -148,7 +147,7 @@ def test_floors_by_hand():
     values = torch.zeros(4, 4, 3, dtype=torch.float64)
     values[:2] = 1
     start = params_of()
-    result = audit([Observation("ann", 1, start, start)], {"ann": GridSignal(values)}, LOSS, Method())
+    result = audit([Observation("ann", 1, start, start)], {"ann": picture_task(values)}, LOSS, Method())
     assert result.floor["constant"] == pytest.approx(-10 * math.log10(0.25), abs=1e-4)
     assert result.leak["direct"] == pytest.approx(
         psnr(FIELD(start, GridSignal(values).everything().inputs).reshape(values.shape), values)
@@ -171,7 +170,7 @@ def test_the_learned_readout_never_sees_the_attacked_client(monkeypatch):
 
     monkeypatch.setattr(module, "learned_readout", spy)
     start = params_of()
-    truths = {f"client-{i}": signal_of(i) for i in range(4)}
+    truths = {f"client-{i}": task_of(i) for i in range(4)}
     observations = [Observation(name, 1, start, params_of(1 + i)) for i, name in enumerate(truths)]
     settings = AuditSettings(clients=1, matching_steps=1, newton_products=1)
     audit(observations, truths, LOSS, Method(OBJECTIVES["fit"]), level="full", settings=settings)
@@ -198,7 +197,7 @@ OTHERS = [texture((6, 6), public_statistics(3, generator(20 + i)), generator(40 
 
 def attack_of(method, observation, seed=3):
     def simulated(values):
-        return simulate(method, values, observation.start, LOSS, generator(seed, "visit", 1, "ann"))
+        return simulate(method, picture_task(values), observation.start, LOSS, generator(seed, "visit", 1, "ann"))
 
     return simulated, tree.sub(observation.upload, observation.start)
 
@@ -213,7 +212,7 @@ def test_inversion_recovers_a_tiny_picture_and_only_from_its_own_update(name):
     first_order = Maml(inner, first_order=True)
     wide = {"fit": Fit(), "fomaml": first_order, "reptile": Reptile(inner), "menf": MeNF(first_order, 0.25)}
     method = Method(wide[name], Local(steps=1, lr=0.1))
-    prior = prior_from(OTHERS, PICTURE)
+    prior = prior_from(OTHERS, PICTURE, 2)
     floor = psnr(PICTURE.reshape(-1, 3).mean(0).expand_as(PICTURE), PICTURE)
     simulated, update = attack_of(method, observed(method, PICTURE, start))
     recovered = psnr(invert(simulated, update, prior, products=400), PICTURE)
@@ -233,7 +232,7 @@ def test_matching_lowers_its_objective_and_does_not_look_at_the_truth():
         guess = tree.flatten(simulated(values)) * scale
         return float((1 - guess @ target / guess.norm() / target.norm()).detach())
 
-    recovered, name = match(simulated, update, {"grey": grey}, 60)
+    recovered, name = match(simulated, update, {"grey": grey}, 60, 2)
     assert name == "grey"
     assert mismatch(recovered) < 0.5 * mismatch(grey)
 
@@ -242,7 +241,7 @@ def test_broken_uploads_do_not_break_the_audit():
     start = params_of()
     broken = {key: torch.full_like(leaf, math.nan) for key, leaf in start.items()}
     huge = tree.scale(params_of(1), 1e30)
-    truths = {name: signal_of(i) for i, name in enumerate(("a", "b", "c"))}
+    truths = {name: task_of(i) for i, name in enumerate(("a", "b", "c"))}
     observations = [
         Observation("a", 1, start, broken),
         Observation("b", 1, start, huge),
@@ -276,11 +275,11 @@ def test_observations_survive_the_journey_to_disk(tmp_path):
 
 def test_clips_are_audited_like_pictures():
     start = params_of(in_dim=3)
-    truth = signal_of(shape=(2, 4, 4))
+    task = task_of(shape=(2, 4, 4))
     settings = AuditSettings(clients=1, matching_steps=2, newton_products=3)
     result = audit(
         [Observation("ann", 1, start, params_of(1, in_dim=3))],
-        {"ann": truth},
+        {"ann": task},
         LOSS,
         Method(OBJECTIVES["menf"]),
         level="full",

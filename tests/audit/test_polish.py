@@ -17,10 +17,10 @@ from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr
 from fedfields.objectives import Fit, Inner, Maml, MeNF, Proximal
 from fedfields.privacy import Noise
-from fedfields.scenes.grid import GridSignal
 from fedfields.scenes.texture import public_statistics, texture
 from fedfields.seeds import generator
-from fedfields.types import Client, Task
+from fedfields.types import Client
+from tests.helpers import picture_task
 
 FIELD = Siren(24, 2)
 LOSS = FieldLoss(FIELD)
@@ -32,12 +32,11 @@ OTHERS = [texture((8, 8), public_statistics(3, generator(20 + i)), generator(40 
 
 def attacked(method, values):
     """The simulator with the client's draws, and what the client really sent."""
-    signal = GridSignal(values)
-    reply = visit(method, Client("ann", (Task(signal, signal),)), LOSS, {"params": START}, {}, seed=3, round=1)
+    reply = visit(method, Client("ann", (picture_task(values),)), LOSS, {"params": START}, {}, seed=3, round=1)
     upload = method.strategy.uploaded(START, reply.report, reply.steps)
 
     def simulated(picture):
-        return simulate(method, picture, START, LOSS, generator(3, "visit", 1, "ann"))
+        return simulate(method, picture_task(picture), START, LOSS, generator(3, "visit", 1, "ann"))
 
     return simulated, tree.sub(upload, START)
 
@@ -46,13 +45,13 @@ def test_edges_by_hand():
     """One pixel of value 1 in the middle of 3 x 3 zeros has four edges; in the middle of a 3 x 3 x 3 clip, six."""
     picture, clip = torch.zeros(3, 3, 1), torch.zeros(3, 3, 3, 1)
     picture[1, 1], clip[1, 1, 1] = 1, 1
-    assert float(edges(picture)) == 4 and float(edges(clip)) == 6
+    assert float(edges(picture, 2)) == 4 and float(edges(clip, 3)) == 6
 
 
 @pytest.mark.parametrize("objective", [Fit(), MeNF(Maml(Inner(2, 0.05, 32)))], ids=["fit", "menf"])
 def test_polishing_improves_on_gauss_newton_for_a_picture_with_edges(objective):
     simulated, update = attacked(Method(objective, Local(lr=0.1)), SHARP)
-    coarse = invert(simulated, update, prior_from(OTHERS, SHARP), products=30)
+    coarse = invert(simulated, update, prior_from(OTHERS, SHARP, 2), products=30)
     fine = polish(simulated, update, coarse, steps=150)
     assert psnr(fine, SHARP) > psnr(coarse, SHARP) + 1
     assert float(fine.min()) >= 0 and float(fine.max()) <= 1
@@ -70,7 +69,7 @@ def test_overwhelming_noise_leaves_a_flat_picture_flat():
     simulated, update = attacked(Method(Fit(), Local(lr=0.1)), SHARP)
     noise = 1000 * float(tree.norm(update)) / tree.size(update) ** 0.5
     kept = polish(simulated, update, torch.full_like(SHARP, 0.5), noise=noise, steps=50)
-    assert float(edges(kept)) < 0.02 * float(edges(SHARP))
+    assert float(edges(kept, 2)) < 0.02 * float(edges(SHARP, 2))
 
 
 def test_broken_simulations_and_starts_give_a_finite_picture():
@@ -101,7 +100,7 @@ def test_the_slope_of_a_clipped_update_is_exact(clip):
     probe, direction = tree.randn_like(start, generator(0)), torch.randn(8, 8, 3, generator=generator(1)).double()
 
     def figure(picture):
-        return tree.dot(simulate(method, picture, start, LOSS, generator(3, "visit", 1, "ann")), probe)
+        return tree.dot(simulate(method, picture_task(picture), start, LOSS, generator(3, "visit", 1, "ann")), probe)
 
     leaf = values.clone().requires_grad_()
     (slope,) = torch.autograd.grad(figure(leaf), leaf)
@@ -113,7 +112,7 @@ def test_the_calm_method_takes_whole_pictures_and_draws_nothing():
     method = Method(Proximal(MeNF(Maml(Inner(3, 0.05, 16), outer_batch=20)), 0.1))
     quiet = calm(method, samples=64)
     assert quiet.objective == Proximal(MeNF(Maml(Inner(3, 0.05, 0), outer_batch=0)), 0.1)
-    first, second = (simulate(quiet, SHARP, START, LOSS, generator(seed)) for seed in (1, 2))
+    first, second = (simulate(quiet, picture_task(SHARP), START, LOSS, generator(seed)) for seed in (1, 2))
     assert all(torch.equal(first[key], second[key]) for key in START)
     # Pictures with many more samples than a batch only get larger batches: cost matters as well.
     assert calm(method, samples=1000).objective == Proximal(MeNF(Maml(Inner(3, 0.05, 64), outer_batch=80)), 0.1)
@@ -122,15 +121,15 @@ def test_the_calm_method_takes_whole_pictures_and_draws_nothing():
 def test_the_deviation_is_nil_without_draws_and_not_with_them():
     drawn = Method(Maml(Inner(2, 0.05, 16)), Local(lr=0.1))
     whole = calm(drawn, samples=64)
-    some = deviation(drawn, whole, SHARP, START, LOSS, generator(0))
+    some = deviation(drawn, whole, picture_task(SHARP), START, LOSS, generator(0))
     assert some.shape == (tree.size(START),) and float(some.min()) > 0
-    assert float(deviation(whole, whole, SHARP, START, LOSS, generator(0)).max()) == 0
+    assert float(deviation(whole, whole, picture_task(SHARP), START, LOSS, generator(0)).max()) == 0
 
 
 def test_a_full_audit_reports_the_polished_pictures():
     _, update = attacked(Method(Fit(), Local(lr=0.1)), SHARP)
     seen = Observation("ann", 1, START, tree.add(START, update))
-    truths = {"ann": GridSignal(SHARP)} | {f"other-{i}": GridSignal(values) for i, values in enumerate(OTHERS)}
+    truths = {"ann": picture_task(SHARP)} | {f"other-{i}": picture_task(values) for i, values in enumerate(OTHERS)}
     settings = AuditSettings(clients=1, matching_steps=1, newton_products=30, polish_steps=100)
     method = Method(Fit(), Local(lr=0.1))
     result = audit([seen], truths, LOSS, method, level="full", settings=settings, run_seed=3)

@@ -60,7 +60,7 @@ def test_a_hash_grid_learns_the_ball(capture, tmp_path):
     assert summary["psnr"]["held_out"]["0"] == pytest.approx(mean)
     for name in ("scene.json", "tour.json", "images/sheets.json", "model.safetensors"):
         assert (tmp_path / "run" / name).exists(), name
-    with pytest.raises(UserError, match="pictures or clips"):
+    with pytest.raises(UserError, match="pictures, clips or objects"):
         audit_run(tmp_path / "run", None)
 
 

@@ -7,7 +7,7 @@ import torch
 from fedfields.federation import Local, Method, prepare, realise, visit
 from fedfields.objectives import Inner, Maml
 from fedfields.privacy import Surrogate
-from fedfields.runtime.pictures import set_up_pictures as set_up
+from fedfields.runtime.tasks import set_up_tasks as set_up
 from fedfields.scenes.arrays import ArraySignal
 from fedfields.scenes.grid import GridSignal
 from fedfields.scenes.texture import TextureStatistics, frequencies, statistics_of, texture

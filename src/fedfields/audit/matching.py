@@ -22,7 +22,7 @@ RATE = 0.02
 
 
 def match(
-    simulated: Callable[[Tensor], Params], update: Params, starts: dict[str, Tensor], steps: int
+    simulated: Callable[[Tensor], Params], update: Params, starts: dict[str, Tensor], steps: int, grid_axes: int
 ) -> tuple[Tensor, str]:
     """The picture with the lowest objective over all starts, and the name of its start.
 
@@ -31,14 +31,19 @@ def match(
         update: the observed ``w - theta``.
         starts: pictures to begin with, by name; each gets a quarter of the steps, and the best then all of them.
         steps: of Adam.
+        grid_axes: of the pictures, see `Visible`.
     """
-    found = {name: _descend(simulated, update, picture, max(1, steps // 4)) for name, picture in starts.items()}
+
+    def descend(picture: Tensor, steps: int) -> tuple[Tensor, float]:
+        return _descend(simulated, update, picture, steps, grid_axes)
+
+    found = {name: descend(picture, max(1, steps // 4)) for name, picture in starts.items()}
     best = min(found, key=lambda name: found[name][1])
-    return _descend(simulated, update, found[best][0], steps)[0], best
+    return descend(found[best][0], steps)[0], best
 
 
 def _descend(
-    simulated: Callable[[Tensor], Params], update: Params, picture: Tensor, steps: int
+    simulated: Callable[[Tensor], Params], update: Params, picture: Tensor, steps: int, grid_axes: int
 ) -> tuple[Tensor, float]:
     """Adam with a cosine schedule; the best iterate by the objective."""
     target, scale = scaled(update)
@@ -49,7 +54,8 @@ def _descend(
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * max(0.05, 0.5 * (1 + math.cos(math.pi * step / steps)))
         guess = tree.flatten(simulated(values)) * scale
-        objective = 1 - (guess @ target) / guess.norm().clamp_min(1e-30) + TV_WEIGHT * total_variation(values)
+        cosine = (guess @ target) / guess.norm().clamp_min(1e-30)
+        objective = 1 - cosine + TV_WEIGHT * total_variation(values, grid_axes)
         if not math.isfinite(float(objective.detach())):
             break
         if float(objective.detach()) < lowest:
@@ -76,9 +82,9 @@ def scaled(update: Params) -> tuple[Tensor, Tensor]:
     return tree.flatten(update) * factors, factors
 
 
-def total_variation(values: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours along every axis of the grid."""
-    return torch.stack([values.diff(dim=axis).abs().mean() for axis in range(values.dim() - 1)]).sum()
+def total_variation(values: Tensor, grid_axes: int) -> Tensor:
+    """Mean absolute difference of neighbours, summed over the axes of the grid, which are the last but the channels."""
+    return torch.stack([values.diff(dim=-2 - axis).abs().mean() for axis in range(grid_axes)]).sum()
 
 
 def starting_pictures(mean: Tensor, broadcast: Tensor, generator: Generator) -> dict[str, Tensor]:

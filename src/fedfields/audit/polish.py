@@ -37,6 +37,7 @@ def polish(
     *,
     noise: Tensor | float = 0.0,
     steps: int = 300,
+    grid_axes: int = 2,
 ) -> Tensor:
     """The recovered picture ``[*shape, C]``, in [0, 1]: of all that were passed, the best at the last precision.
 
@@ -46,6 +47,7 @@ def polish(
         picture: where to start; parts that are not finite start grey.
         noise: standard deviation of what the simulator cannot know, for each weight or for all.
         steps: of Adam.
+        grid_axes: of the picture, see `Visible`.
     """
     target, factors = scaled(update)
     target, unknown = target / factors, torch.as_tensor(noise) ** 2
@@ -57,7 +59,7 @@ def polish(
         done = step / max(1, steps - 1)
         optimiser.param_groups[0]["lr"] = RATE * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
         sigma = (unknown + (COARSE * (FINE / COARSE) ** done / factors) ** 2).sqrt()
-        residual, roughness = tree.flatten(simulated(values)) - target, EDGE * edges(values)
+        residual, roughness = tree.flatten(simulated(values)) - target, EDGE * edges(values, grid_axes)
         (slope,) = torch.autograd.grad((residual / sigma).square().sum() / 2 + roughness, values)
         if not bool(torch.isfinite(slope).all()):
             break
@@ -71,6 +73,6 @@ def polish(
     return best
 
 
-def edges(values: Tensor) -> Tensor:
-    """Sum of absolute differences of neighbours along every axis of the grid."""
-    return torch.stack([values.diff(dim=axis).abs().sum() for axis in range(values.dim() - 1)]).sum()
+def edges(values: Tensor, grid_axes: int) -> Tensor:
+    """Sum of absolute differences of neighbours along the axes of the grid, which are the last but the channels."""
+    return torch.stack([values.diff(dim=-2 - axis).abs().sum() for axis in range(grid_axes)]).sum()

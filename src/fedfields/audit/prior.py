@@ -16,7 +16,7 @@ class PicturePrior:
 
     Attributes:
         mean: ``[*shape, C]``.
-        amplitude: of each frequency, ``[*shape]``.
+        amplitude: of each frequency of the grid, which is the last axes of ``shape``.
         root: of the colour covariance, ``[C, C]``.
     """
 
@@ -24,9 +24,13 @@ class PicturePrior:
     amplitude: Tensor
     root: Tensor
 
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return tuple(range(-1 - self.amplitude.dim(), -1))
+
     def picture(self, z: Tensor) -> Tensor:
         """The picture of a white noise, both ``[*shape, C]``; not clamped."""
-        axes = tuple(range(z.dim() - 1))
+        axes = self._axes
         coloured = torch.fft.ifftn(torch.fft.fftn(z, dim=axes) * self.amplitude[..., None], dim=axes).real
         return self.mean + coloured @ self.root.T
 
@@ -37,7 +41,7 @@ class PicturePrior:
             picture: known up to white errors.
             error: their standard deviation, in units of the prior's colours; 0 inverts :meth:`picture`.
         """
-        axes = tuple(range(picture.dim() - 1))
+        axes = self._axes
         residual = (picture - self.mean).reshape(-1, picture.shape[-1])
         plain = torch.linalg.solve_triangular(self.root, residual.T, upper=False).T.reshape(picture.shape)
         amplitude = self.amplitude[..., None]
@@ -45,20 +49,27 @@ class PicturePrior:
         return torch.fft.ifftn(spectrum, dim=axes).real
 
 
-def prior_from(pictures: list[Tensor], like: Tensor) -> PicturePrior:
-    """A prior from other people's pictures of the same shape; grey with a 1/f spectrum if there are too few."""
+def prior_from(pictures: list[Tensor], like: Tensor, grid_axes: int) -> PicturePrior:
+    """A prior from other people's pictures ``[*shape, C]``; grey with a 1/f spectrum if fewer than three are of use.
+
+    Args:
+        pictures: of which those of the shape of ``like`` are used.
+        like: a picture of the shape wanted.
+        grid_axes: see `Visible`; pictures that are photographs of an object have a mean for each camera.
+    """
     fitting = [one for one in pictures if one.shape == like.shape]
     if len(fitting) < 3:
-        return _grey_prior(like)
+        return _grey_prior(like, grid_axes)
     stack = torch.stack(fitting)
     mean = stack.mean(0)
     residuals = (stack - mean) * (len(fitting) / (len(fitting) - 1)) ** 0.5
     flat = residuals.reshape(-1, like.shape[-1])
     root = torch.linalg.cholesky(flat.T @ flat / len(flat) + 1e-5 * torch.eye(like.shape[-1], dtype=like.dtype))
     white = torch.linalg.solve_triangular(root, flat.T, upper=False).T.reshape(residuals.shape)
-    axes = tuple(range(1, white.dim() - 1))
-    power = torch.fft.fftn(white, dim=axes).abs().square().mean((0, -1)) / mean[..., 0].numel()
-    return PicturePrior(mean, _power_law(power).sqrt(), root)
+    axes = tuple(range(-1 - grid_axes, -1))
+    others = (*range(white.dim() - 1 - grid_axes), -1)
+    power = torch.fft.fftn(white, dim=axes).abs().square().mean(others)
+    return PicturePrior(mean, _power_law(power / power.numel()).sqrt(), root)
 
 
 def _power_law(power: Tensor) -> Tensor:
@@ -73,11 +84,12 @@ def _power_law(power: Tensor) -> Tensor:
     return law.reshape(power.shape)
 
 
-def _grey_prior(like: Tensor) -> PicturePrior:
+def _grey_prior(like: Tensor, grid_axes: int) -> PicturePrior:
     """Nothing known but that pictures are smooth and their channels vary together."""
     channels = like.shape[-1]
-    radius = frequencies(tuple(like.shape[:-1])).to(like)
-    radius.view(-1)[0] = 0.5 / max(like.shape[:-1])
+    grid = tuple(like.shape[-1 - grid_axes : -1])
+    radius = frequencies(grid).to(like)
+    radius.view(-1)[0] = 0.5 / max(grid)
     amplitude = radius**-1.2
     root = 0.2 * torch.linalg.cholesky(0.8 + 0.2 * torch.eye(channels, dtype=like.dtype))
     return PicturePrior(torch.full_like(like, 0.5), amplitude / amplitude.square().mean().sqrt(), root)

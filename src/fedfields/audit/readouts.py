@@ -7,14 +7,13 @@ guess or a prior could come close. All of them contain the constant picture, whi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedfields import tree
-from fedfields.losses import FieldLoss
-from fedfields.types import Params
+from fedfields.types import Params, VisibleLoss
 
 FACTORS = (3.0, 10.0, 30.0, 100.0, -3.0, -10.0, -30.0)
 """How far a server extrapolates along the update."""
@@ -46,10 +45,10 @@ class Jacobian(NamedTuple):
     backward: Callable[[Tensor], Params]
 
 
-def linearise(loss: FieldLoss, params: Params, inputs: Tensor) -> Jacobian:
+def linearise(loss: VisibleLoss, params: Params, inputs: Any) -> Jacobian:
     """The field's Jacobian at ``params``; its product by differentiating the transposed product."""
     leaves = tree.leaves_of(params)
-    values = loss.field(leaves, inputs)
+    values = loss.show(leaves, inputs)
     dual = torch.zeros_like(values, requires_grad=True)
     transposed = torch.autograd.grad(values, list(leaves.values()), dual, create_graph=True)
 
@@ -63,14 +62,14 @@ def linearise(loss: FieldLoss, params: Params, inputs: Tensor) -> Jacobian:
     return Jacobian(values.detach(), forward, backward)
 
 
-def look(loss: FieldLoss, start: Params, upload: Params, inputs: Tensor) -> Seen:
+def look(loss: VisibleLoss, start: Params, upload: Params, inputs: Any) -> Seen:
     """Renders ``theta``, ``w`` and ``J (w - theta)`` at ``inputs``."""
     around = linearise(loss, start, inputs)
     with torch.no_grad():
-        return Seen(around.values, loss.field(upload, inputs), around.forward(tree.sub(upload, start)))
+        return Seen(around.values, loss.show(upload, inputs), around.forward(tree.sub(upload, start)))
 
 
-def quick_readouts(loss: FieldLoss, start: Params, upload: Params, inputs: Tensor, truth: Tensor) -> dict[str, Readout]:
+def quick_readouts(loss: VisibleLoss, start: Params, upload: Params, inputs: Any, truth: Tensor) -> dict[str, Readout]:
     """The render family: direct, affine, difference, extrapolation, two regressors, Jacobian."""
     seen = look(loss, start, upload, inputs)
     found = {
@@ -82,15 +81,13 @@ def quick_readouts(loss: FieldLoss, start: Params, upload: Params, inputs: Tenso
     }
     with torch.no_grad():
         update = tree.sub(upload, start)
-        far = [loss.field(tree.add(start, update, factor), inputs) for factor in FACTORS]
+        far = [loss.show(tree.add(start, update, factor), inputs) for factor in FACTORS]
     found["extrapolation"] = Readout(_nearest(far, truth), True)
     found["extrapolation_affine"] = Readout(_nearest([affine(one, truth) for one in far], truth), True)
     return found
 
 
-def ntk_readout(
-    loss: FieldLoss, start: Params, upload: Params, inputs: Tensor, truth: Tensor
-) -> tuple[Readout, Tensor]:
+def ntk_readout(loss: VisibleLoss, start: Params, upload: Params, inputs: Any, truth: Tensor) -> tuple[Readout, Tensor]:
     """``(J J^T + mu I)^-1 J u``, the residual that explains the update, with an affine fit; and the bare solution.
 
     In the neural tangent kernel's view a gradient step is ``u = J^T r`` for a residual picture r, so this inverts it.

@@ -1,4 +1,4 @@
-"""A client's local training as the server can imagine it: differentiable with respect to the picture."""
+"""A client's local training as the server can imagine it: differentiable with respect to its colours."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from torch import Generator, Tensor
 
 from fedfields import tree
 from fedfields.federation import Method
-from fedfields.losses import FieldLoss
 from fedfields.privacy import Noise
-from fedfields.scenes.grid import GridSignal
-from fedfields.types import Params, Task, Visit
+from fedfields.types import Loss, Params, Task, Visit
 
 
-def simulate(method: Method, values: Tensor, start: Params, loss: FieldLoss, generator: Generator) -> Params:
-    """The update ``w - theta`` that a client with the picture ``values`` would arrive at.
+def simulate(method: Method, task: Task, start: Params, loss: Loss, generator: Generator) -> Params:
+    """The update ``w - theta`` that a client with this task would arrive at.
 
     Args:
         method: objective, local training and clips; the noise of its protections is not drawn.
-        values: ``[*shape, C]``; the result depends on it differentiably.
+        task: the client's; the result depends on its colours differentiably.
         start: the broadcast weights.
         loss: of the field.
         generator: of the draws; the client's own reproduces its update exactly.
     """
-    signal = GridSignal(values)
-    task, local = Task(signal, signal), method.local
+    local = method.local
     context = Visit(start, generator, local.lr, differentiable=True)
     params, state = tree.leaves_of(start), local.optimizer.init(start)
     for _ in range(local.steps):
@@ -51,7 +48,7 @@ def _clipped(grads: Params, most: float, epsilon: float = 1e-6) -> Params:
 def calm(method: Method, samples: int) -> Method:
     """The method with as little chance in it as is affordable, for an attacker who does not know the draws.
 
-    Batches become the whole picture (of ``samples`` samples), or four times as large if that is less.
+    Batches become the whole signal (of ``samples`` samples), or four times as large if that is less.
     """
 
     def quiet(part: Any) -> Any:
@@ -68,12 +65,12 @@ def calm(method: Method, samples: int) -> Method:
 
 
 def deviation(
-    method: Method, model: Method, values: Tensor, start: Params, loss: FieldLoss, generator: Generator, tries: int = 4
+    method: Method, model: Method, task: Task, start: Params, loss: Loss, generator: Generator, tries: int = 4
 ) -> Tensor:
     """Root mean square per leaf of what ``model`` gets wrong about the random updates of ``method``: ``[weights]``."""
-    guess = tree.detach(simulate(model, values, start, loss, generator))
+    guess = tree.detach(simulate(model, task, start, loss, generator))
     total = tree.tree_map(lambda leaf: torch.zeros((), dtype=leaf.dtype), guess)
     for _ in range(tries):
-        update = tree.detach(simulate(method, values, start, loss, generator))
+        update = tree.detach(simulate(method, task, start, loss, generator))
         total = tree.tree_map(lambda t, a, b: t + (a - b).square().mean() / tries, total, update, guess)
     return torch.cat([total[key].sqrt().expand(leaf.numel()) for key, leaf in start.items()])

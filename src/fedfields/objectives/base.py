@@ -37,6 +37,12 @@ class Objective(ABC):
         """Whether estimates carry the outer batch."""
         return True
 
+    @property
+    def second_order(self) -> bool:
+        """Whether estimates differentiate an inner loop, their own or that of the objective inside."""
+        base = getattr(self, "base", None)
+        return base is not None and base.second_order
+
     @abstractmethod
     def estimate(self, params: Params, task: Task, loss: Loss, visit: Visit) -> Estimate:
         """The gradient at ``params``.

@@ -39,6 +39,11 @@ class Maml(Objective):
     first_order: bool = False
     """Ignore how ``phi_K`` depends on ``w`` (FOMAML)."""
 
+    @property
+    def second_order(self) -> bool:
+        """Unless it is FOMAML, or takes no inner step."""
+        return not self.first_order and self.inner.steps > 0
+
     def estimate(self, params: Params, task: Task, loss: Loss, visit: Visit) -> Estimate:
         params = leaves_for(visit, params)
         second_order = visit.differentiable or not self.first_order

@@ -7,9 +7,9 @@ from pathlib import Path
 from fedfields.audit import AuditResult, AuditSettings, Observation, audit, load_observations
 from fedfields.errors import UserError
 from fedfields.gallery import save_sheet
-from fedfields.runtime.pictures import SHOWN, grid_of
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import clean, set_up_run
+from fedfields.runtime.tasks import SHOWN
 from fedfields.scenes.scene import spread
 from fedfields.store import write_json
 from fedfields.types import Advance
@@ -28,15 +28,15 @@ def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = N
     files = sorted((folder / "observations").glob("round-*.safetensors"))
     if not files:
         raise UserError(f"{folder} kept no uploads to attack: nobody sends anything in a run without rounds")
-    truths = {client.name: grid_of(client.train[0].query) for client in setup.federation.clients}
+    tasks = {client.name: client.train[0] for client in setup.federation.clients}
     results: dict[int, AuditResult] = {}
     with one_thread():
         for file in spread(files, settings.rounds):
-            seen = [one for one in load_observations(file) if one.client in truths]
+            seen = [one for one in load_observations(file) if one.client in tasks]
             attacked = _rotate(seen, len(results), settings.clients)
             result = audit(
                 attacked,
-                truths,
+                tasks,
                 setup.loss,
                 setup.experiment.method,
                 level="full",

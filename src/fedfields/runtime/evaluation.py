@@ -10,13 +10,12 @@ import torch
 
 from fedfields.adaptation import Adaptation, adapting
 from fedfields.federation import Method
-from fedfields.losses import FieldLoss
+from fedfields.losses import FieldLoss, render
 from fedfields.metrics import psnr, ssim
 from fedfields.runtime.inprocess import Context
 from fedfields.runtime.pool import Failed, Pool
-from fedfields.scenes.grid import GridSignal
 from fedfields.seeds import generator
-from fedfields.types import Client, Params, Task
+from fedfields.types import Client, Loss, Params, Signal, Task, Visible, VisibleLoss
 
 Curve = dict[str, float]
 """A figure by adaptation step; the steps are strings because they become JSON keys."""
@@ -29,26 +28,29 @@ class Quality(NamedTuple):
     ssim: dict[str, Curve]
 
 
-def render(loss: FieldLoss, params: Params, signal: GridSignal, chunk: int = 65536) -> torch.Tensor:
-    """What the field shows on the signal's whole grid: ``[*shape, C]``, not clamped."""
-    whole = GridSignal(signal.values).everything()
-    with torch.no_grad():
-        pieces = [loss.field(params, part) for part in whole.inputs.split(chunk)]
-    return torch.cat(pieces).reshape(signal.values.shape)
-
-
 def adapt_job(
     context: Context, params: Params, task: Task, settings: Adaptation, seed: int
 ) -> dict[str, tuple[float, float]]:
     """PSNR and SSIM of one task by adaptation step."""
     random = generator(seed, "adapt", task.name)
-    loss, truth = context.loss, task.query
-    assert isinstance(loss, FieldLoss) and isinstance(truth, GridSignal)
+    loss, truth = visible(context.loss), seen(task.query)
     figures = {}
     for step, adapted in adapting(params, task.support, loss, settings, random):
         shown = render(loss, adapted, truth)
         figures[str(step)] = (psnr(shown, truth.values), ssim(shown, truth.values))
     return figures
+
+
+def visible(loss: Loss) -> VisibleLoss:
+    """The loss, which in a run on tasks can show something."""
+    assert hasattr(loss, "show")
+    return loss  # pyright: ignore[reportReturnType]
+
+
+def seen(signal: Signal) -> Visible:
+    """The signal, which in a run on tasks can be looked at."""
+    assert hasattr(signal, "like")
+    return signal  # pyright: ignore[reportReturnType]
 
 
 def evaluate(

@@ -14,7 +14,6 @@ from fedfields.fields import FourierMlp, HashGrid, Siren
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
-from fedfields.objectives import Maml, Objective
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -22,8 +21,8 @@ from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.scenes.scene import Place, Scene
-from fedfields.scenes.tour import tour_of
-from fedfields.scenes.views import Photo, photo_rays
+from fedfields.scenes.tour import publish
+from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.seeds import generator
 from fedfields.types import Params
 
@@ -55,9 +54,7 @@ class PlaceSetup(NamedTuple):
 
     def begin(self, folder: Path) -> None:
         """Publishes the shared frame, and a way around the place, in the run's folder."""
-        self.federation.frame.save(folder / "scene.json")
-        photos = [photo for client in self.federation.clients for photo in client.train[0].support.photos]  # pyright: ignore
-        tour_of([photo.pose for photo in photos], [photo.camera for photo in photos]).save(folder / "tour.json")
+        publish(folder, self.federation.frame, photos_of(self.federation.clients))
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
@@ -105,7 +102,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     assert isinstance(experiment.data, Scene)
     if experiment.privacy:
         raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
-    if isinstance(experiment.rays, Marching) and _second_order(experiment.objective):
+    if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters)
@@ -115,14 +112,6 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds)
     return PlaceSetup(experiment, place, Context(experiment.method, place.clients, loss), params, settings)
-
-
-def _second_order(objective: Objective) -> bool:
-    """Whether an objective, or one inside it, differentiates an inner loop."""
-    if isinstance(objective, Maml):
-        return not objective.first_order and objective.inner.steps > 0
-    base = getattr(objective, "base", None)
-    return base is not None and _second_order(base)
 
 
 def loss_for(experiment: Experiment) -> RadianceFieldLoss:

@@ -1,4 +1,4 @@
-"""What comes out of a run on a place: films along a path, meshes, points and grids."""
+"""What comes out of a run on a place or object: films along a path, meshes, points and grids."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fedfields.runtime.checkpoint import load_weights
 from fedfields.runtime.places import RadianceFieldLoss, Viewer, depth_picture, loss_for
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import load_experiment
+from fedfields.scenes.data import Data
 from fedfields.scenes.frame import Frame, load_frame
-from fedfields.scenes.scene import Scene
 from fedfields.scenes.tour import Tour, load_tour
 from fedfields.scenes.views import photo_rays
 from fedfields.store import read_json, writing
@@ -50,17 +50,25 @@ class Trained(NamedTuple):
         return Viewer(self.loss, self.params, self.experiment.seed)
 
 
-def load_trained(run: Path) -> Trained:
-    """Reads a run on a place.
+def load_trained(run: Path, weights: Path | None = None) -> Trained:
+    """Reads a run on a place or on objects.
+
+    Args:
+        run: its folder.
+        weights: other weights than the run's, such as those that ``fedfields adapt`` made of them for one object.
 
     Raises:
-        UserError: no such run, it is not finished, or it is one on pictures.
+        UserError: no such run, it is not finished, or it is one on pictures; or the weights are another field's.
     """
     experiment = load_experiment(run)
-    if not isinstance(experiment.data, Scene):
-        raise UserError(f"{run} is a run on pictures or clips; render and export are for runs on a place (nerf, ...)")
+    if isinstance(experiment.data, Data):
+        raise UserError(f"{run} is a run on pictures or clips; this is for runs on a place or on objects (nerf, ...)")
     frame, tour = load_frame(run / "scene.json"), load_tour(run / "tour.json")
-    params = load_weights(run / "model.safetensors")
+    params = own = load_weights(run / "model.safetensors")
+    if weights is not None:
+        params = load_weights(weights)
+        if {key: leaf.shape for key, leaf in params.items()} != {key: leaf.shape for key, leaf in own.items()}:
+            raise UserError(f"{weights} are weights of another field than that of {run}; take some adapted from it")
     return Trained(experiment, params, loss_for(experiment), frame, tour)
 
 

@@ -15,9 +15,9 @@ from fedfields.errors import UserError
 from fedfields.federation import start_server
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
 from fedfields.runtime.inprocess import AllFailed, run_rounds
-from fedfields.runtime.pictures import PictureSetup, set_up_pictures
 from fedfields.runtime.places import PlaceSetup, set_up_place
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.tasks import TaskSetup, set_up_tasks
 from fedfields.scenes.scene import Scene
 from fedfields.store import cannot_write, read_json, write_json
 
@@ -29,7 +29,7 @@ class Interrupted(Exception):
     """Ctrl-C: everything up to the last whole round is on disk. The text says how to go on."""
 
 
-Setup = PictureSetup | PlaceSetup
+Setup = TaskSetup | PlaceSetup
 """What a run is made of, rebuilt from its experiment alone."""
 
 
@@ -37,19 +37,19 @@ def set_up(experiment: Experiment) -> Setup:
     """Reads the data and draws the initial weights."""
     if isinstance(experiment.data, Scene):
         return set_up_place(experiment)
-    return set_up_pictures(experiment)
+    return set_up_tasks(experiment)
 
 
-def set_up_run(folder: Path) -> PictureSetup:
-    """The parts of a run on pictures, for what needs pictures.
+def set_up_run(folder: Path) -> TaskSetup:
+    """The parts of a run on tasks, for what needs tasks.
 
     Raises:
         UserError: no such run, or it is one on a place.
     """
     experiment = load_experiment(folder)
     if isinstance(experiment.data, Scene):
-        raise UserError(f"{folder} is a run on a place; this command is for runs on pictures or clips")
-    return set_up_pictures(experiment)
+        raise UserError(f"{folder} is a run on a place; this command is for runs on pictures, clips or objects")
+    return set_up_tasks(experiment)
 
 
 def load_experiment(folder: Path) -> Experiment:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from fedfields.errors import UserError
 from fedfields.lazy import torch
@@ -22,6 +22,9 @@ from fedfields.types import Client, Task
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+
+T = TypeVar("T")
 
 
 class Federation(NamedTuple):
@@ -144,7 +147,7 @@ class Data:
         plan = make_plan(self.path, self.kind, self.clients, self.split)
         order = list(dict.fromkeys(claim.client for claim in plan.claims))
         if self.path is not None:
-            order = _shuffled(order, generator(seed, "split"))
+            order = shuffled(order, generator(seed, "split"))
         order = order[: self.limit]
         chosen = set(order)
         files, claims, signals = list(plan.left_out), [], {}
@@ -196,7 +199,7 @@ class Data:
         """The signals of one client that are kept back to evaluate on."""
         if not self.held_out or len(names) < 2:
             return set()
-        return set(_shuffled(names, generator)[: max(1, int(self.held_out * len(names)))])
+        return set(shuffled(names, generator)[: max(1, int(self.held_out * len(names)))])
 
 
 def _client(share: Share, signals: dict[str, GridSignal]) -> Client:
@@ -206,7 +209,8 @@ def _client(share: Share, signals: dict[str, GridSignal]) -> Client:
     return Client(share.client, train, held_out)
 
 
-def _shuffled(items: list[str], generator: Generator) -> list[str]:
+def shuffled(items: list[T], generator: Generator) -> list[T]:
+    """The items in random order."""
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 

@@ -42,6 +42,15 @@ class GridSignal:
         """Grid shape without the channel axis."""
         return tuple(self.values.shape[:-1])
 
+    @property
+    def grid_axes(self) -> int:
+        """All axes but the channels."""
+        return self.values.dim() - 1
+
+    def like(self, values: Tensor) -> GridSignal:
+        """Other colours on the same grid; all of them may be seen."""
+        return GridSignal(values)
+
     @cached_property
     def _everything(self) -> Batch:
         batch = Batch(grid_coordinates(self.shape).to(self.values), self.values.reshape(-1, self.values.shape[-1]))

@@ -17,6 +17,9 @@ from fedfields.store import read_json, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedfields.scenes.frame import Frame
+    from fedfields.scenes.views import Photo
+
 
 @dataclass(frozen=True)
 class Tour:
@@ -68,6 +71,12 @@ class Tour:
             self.pose(turn, self.elevation + 0.3 * s, self.radius * (1 - 0.15 * s))
             for turn, s in zip(turns, swing, strict=True)
         ]
+
+
+def publish(folder: Path, frame: Frame, photos: Sequence[Photo]) -> None:
+    """Writes what everybody may know of the places in some photographs: ``scene.json`` and ``tour.json``."""
+    frame.save(folder / "scene.json")
+    tour_of([photo.pose for photo in photos], [photo.camera for photo in photos]).save(folder / "tour.json")
 
 
 def load_tour(path: Path) -> Tour:

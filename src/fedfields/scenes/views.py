@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from fedfields.rendering.cameras import Camera
 from fedfields.rendering.rays import Rays
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.posed import View, load_colours
-from fedfields.types import Batch
+from fedfields.types import Batch, Client
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -76,6 +77,9 @@ class RaySignal:
     known_background: bool = True
     """Whether what is behind the scene is known; else each ray is drawn before a random colour."""
 
+    painted: Tensor | None = field(default=None, init=False, repr=False)
+    """``[V, h, w, 3]``, colours in place of those of the photographs (see :meth:`like`)."""
+
     _store: _Store = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,17 +104,43 @@ class RaySignal:
         """Usable pixels."""
         return int(self._store.ends[-1])
 
+    @property
+    def values(self) -> Tensor:
+        """``[V, h, w, 3]``, float32 in [0, 1]; for photographs of one size of which all pixels are used."""
+        if self.painted is not None:
+            return self.painted
+        if len({photo.colours.shape for photo in self.photos}) > 1 or any(p.usable is not None for p in self.photos):
+            raise ValueError("photographs of several sizes, or with masks, are no array of colours")
+        return torch.stack([photo.colours for photo in self.photos]).float() / 255
+
+    @property
+    def grid_axes(self) -> int:
+        """Rows and columns; one photograph is no neighbour of the next."""
+        return 2
+
+    def like(self, values: Tensor) -> RaySignal:
+        """The same cameras with other colours ``[V, h, w, 3]``."""
+        other = copy.copy(self)
+        object.__setattr__(other, "painted", values)
+        return other
+
     def sample(self, count: int, generator: Generator) -> Batch:
         """Rays of ``min(count, len(self))`` random pixels, drawn with replacement, and their colours ``[R, 3]``."""
         index = torch.randint(len(self), (min(count, len(self)),), generator=generator)
         jitter = torch.rand(len(index), self.jitters, generator=generator)
         behind = None if self.known_background else torch.rand(len(index), 3, generator=generator)
         rays = self._rays(index)._replace(jitter=jitter, background=behind)
-        return Batch(rays, self._store.colours[index].float() / 255)
+        return Batch(rays, self._colours(index))
 
     def everything(self) -> Batch:
         """The rays of all usable pixels, with samples at regular places."""
-        return Batch(self._rays(torch.arange(len(self))), self._store.colours.float() / 255)
+        index = torch.arange(len(self))
+        return Batch(self._rays(index), self._colours(index))
+
+    def _colours(self, index: Tensor) -> Tensor:
+        if self.painted is not None:
+            return self.painted.reshape(-1, 3)[index]
+        return self._store.colours[index].float() / 255
 
     def _rays(self, index: Tensor) -> Rays:
         store = self._store
@@ -118,6 +148,11 @@ class RaySignal:
         local = store.directions[store.first[view] + store.pixels[index]]
         poses = store.poses[view]
         return in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])
+
+
+def photos_of(clients: Sequence[Client]) -> list[Photo]:
+    """The photographs that clients fit fields to."""
+    return [photo for client in clients for task in client.train for photo in task.support.photos]  # pyright: ignore
 
 
 def in_cube(origins: Tensor, directions: Tensor) -> Rays:

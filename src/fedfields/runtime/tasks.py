@@ -1,4 +1,4 @@
-"""A run on pictures or clips: its parts, and how quality after adaptation and privacy are judged."""
+"""A run on tasks (pictures, clips or objects): one field adapted to each; how quality and privacy are judged."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from fedfields.audit import AuditResult, Observation, audit, save_observations
 from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.federation import prepare
-from fedfields.fields import FourierMlp, Siren
+from fedfields.fields import FourierMlp, HashGrid, Siren
 from fedfields.gallery import Cell, save_sheet
-from fedfields.losses import FieldLoss
+from fedfields.losses import FieldLoss, RadianceLoss, render
 from fedfields.metrics import psnr, ssim
+from fedfields.rendering.marching import Marching
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import evaluate, mean, render
+from fedfields.runtime.evaluation import evaluate, mean, seen, visible
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.scenes.data import Data, Federation
-from fedfields.scenes.grid import GridSignal
+from fedfields.scenes.objects import Objects
+from fedfields.scenes.tour import publish
+from fedfields.scenes.views import photos_of
 from fedfields.seeds import generator
-from fedfields.types import Client, Params
+from fedfields.types import Params, VisibleLoss
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -30,7 +33,7 @@ EARLY_STEPS = 8
 """Adaptation steps of the evaluations before the last one."""
 
 
-class PictureSetup(NamedTuple):
+class TaskSetup(NamedTuple):
     """What a run is made of, rebuilt from its experiment alone.
 
     Attributes:
@@ -48,13 +51,14 @@ class PictureSetup(NamedTuple):
     settings: Settings
 
     @property
-    def loss(self) -> FieldLoss:
+    def loss(self) -> VisibleLoss:
         """The field's loss."""
-        assert isinstance(self.context.loss, FieldLoss)
-        return self.context.loss
+        return visible(self.context.loss)
 
     def begin(self, folder: Path) -> None:
-        """Nothing has to be published."""
+        """Publishes the frame of a set of objects, and a way around them, in the run's folder."""
+        if isinstance(self.experiment.data, Objects):
+            publish(folder, self.experiment.data.frame, photos_of(self.federation.clients))
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """Quality after adaptation and, once somebody has uploaded, privacy."""
@@ -75,27 +79,54 @@ class PictureSetup(NamedTuple):
             _server_sheet(self, folder, current)
 
 
-def set_up_pictures(experiment: Experiment) -> PictureSetup:
-    """Reads the data and draws the initial weights."""
-    assert isinstance(experiment.data, Data)
-    if not isinstance(experiment.field, Siren | FourierMlp):
-        name = type(experiment.field).__name__
-        raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
-    federation = experiment.data.load(experiment.seed)
+def set_up_tasks(experiment: Experiment) -> TaskSetup:
+    """Reads the data and draws the initial weights.
+
+    Raises:
+        UserError: the data is no good, or the parts do not go together.
+    """
+    random = generator(experiment.seed, "init")
+    if isinstance(experiment.data, Objects):
+        loss = radiance_loss(experiment)
+        federation = experiment.data.load(experiment.seed, loss.settings.jitters)
+        params = experiment.field.init(random)  # pyright: ignore[reportCallIssue]
+    else:
+        assert isinstance(experiment.data, Data)
+        if not isinstance(experiment.field, Siren | FourierMlp):
+            name = type(experiment.field).__name__
+            raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
+        loss = FieldLoss(experiment.field)
+        federation = experiment.data.load(experiment.seed)
+        values = seen(federation.clients[0].train[0].query).values
+        params = experiment.field.init(values.dim() - 1, values.shape[-1], random)
     clients = federation.clients
     try:
         prepared = tuple(prepare(experiment.privacy, client, seed=experiment.seed) for client in clients)
     except ValueError as error:
         raise UserError(str(error)) from error
-    signal = _signal(clients[0])
-    params = experiment.field.init(len(signal.shape), signal.values.shape[-1], generator(experiment.seed, "init"))
     sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds)
-    context = Context(experiment.method, prepared, FieldLoss(experiment.field))
-    return PictureSetup(experiment, federation, context, params, settings)
+    return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 
 
-def _evaluate(setup: PictureSetup, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
+def radiance_loss(experiment: Experiment) -> RadianceLoss:
+    """The loss of objects.
+
+    Raises:
+        UserError: a field of pictures, or rays that cannot be differentiated as the objective needs it.
+    """
+    field, rays = experiment.field, experiment.rays
+    if isinstance(field, Siren | FourierMlp):
+        name = type(field).__name__
+        raise UserError(f"{name} is a field of pictures; for objects choose field:simple-nerf or field:nerf")
+    if isinstance(rays, Marching):
+        raise UserError("marched rays know one place, not many objects; choose rays:dense")
+    if isinstance(field, HashGrid) and experiment.objective.second_order:
+        raise UserError("this objective takes second derivatives, which hash grids do not have; choose fomaml-3d")
+    return RadianceLoss(field, rays)
+
+
+def _evaluate(setup: TaskSetup, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
     """Quality after adaptation and, once somebody has uploaded, privacy."""
     settings, federation = setup.experiment.adaptation, setup.federation
     if not final:
@@ -109,7 +140,7 @@ def _evaluate(setup: PictureSetup, current: Checkpoint, pool: Pool, *, final: bo
     return figures
 
 
-def _privacy(setup: PictureSetup, current: Checkpoint) -> dict:
+def _privacy(setup: TaskSetup, current: Checkpoint) -> dict:
     """PSNR_p and SSIM_p as the official code computes them, and the cheap level of the audit.
 
     Both look at the last upload of every training client. PSNR_p counts a client that never had its turn with the
@@ -120,7 +151,7 @@ def _privacy(setup: PictureSetup, current: Checkpoint) -> dict:
     for i, client in enumerate(clients):
         weights = last[i][1] if i in last else setup.params
         for task in client.train:
-            signal = grid_of(task.query)
+            signal = seen(task.query)
             shown = render(setup.loss, weights, signal)
             pairs.append((psnr(shown, signal.values), ssim(shown, signal.values)))
     result = cheap_audit(setup, current)
@@ -132,18 +163,18 @@ def _privacy(setup: PictureSetup, current: Checkpoint) -> dict:
     }
 
 
-def cheap_audit(setup: PictureSetup, current: Checkpoint) -> AuditResult:
+def cheap_audit(setup: TaskSetup, current: Checkpoint) -> AuditResult:
     """The render family of attacks on every client's last upload."""
     clients = setup.federation.clients
     return audit(
         _observations(setup, current),
-        {clients[i].name: _signal(clients[i]) for i in current.uploads.last},
+        {clients[i].name: clients[i].train[0] for i in current.uploads.last},
         setup.loss,
         setup.experiment.method,
     )
 
 
-def _remember(setup: PictureSetup, uploads: Uploads, step: Round) -> Uploads:
+def _remember(setup: TaskSetup, uploads: Uploads, step: Round) -> Uploads:
     """The uploads after a round: its own in place of older ones of the same clients."""
     number, start = step.state.round, step.received["params"]
     uploaded = setup.experiment.strategy.uploaded
@@ -153,15 +184,15 @@ def _remember(setup: PictureSetup, uploads: Uploads, step: Round) -> Uploads:
     return Uploads(last, {number: broadcasts[number] for number in sorted(needed)})
 
 
-def _observe(setup: PictureSetup, folder: Path, current: Checkpoint) -> None:
+def _observe(setup: TaskSetup, folder: Path, current: Checkpoint) -> None:
     """Keeps what the server saw in this round, for a full audit afterwards."""
     number = current.state.round
-    seen = [one for one in _observations(setup, current) if one.round == number]
-    if seen:
-        save_observations(folder / "observations" / f"round-{number:06d}.safetensors", seen)
+    uploads = [one for one in _observations(setup, current) if one.round == number]
+    if uploads:
+        save_observations(folder / "observations" / f"round-{number:06d}.safetensors", uploads)
 
 
-def _observations(setup: PictureSetup, current: Checkpoint) -> list[Observation]:
+def _observations(setup: TaskSetup, current: Checkpoint) -> list[Observation]:
     """What the server last saw of every client."""
     clients, uploads = setup.federation.clients, current.uploads
     return [
@@ -170,7 +201,7 @@ def _observations(setup: PictureSetup, current: Checkpoint) -> list[Observation]
     ]
 
 
-def _owner_sheet(setup: PictureSetup, folder: Path, params: Params) -> None:
+def _owner_sheet(setup: TaskSetup, folder: Path, params: Params) -> None:
     """Truth and reconstruction after some steps, for clients never seen (or held-out signals)."""
     from fedfields.adaptation import adapting
 
@@ -180,7 +211,7 @@ def _owner_sheet(setup: PictureSetup, folder: Path, params: Params) -> None:
     steps = [step for step in settings.checkpoints() if step in (0, 1, 2, 8, 32, settings.steps)]
     rows: dict[str, list[Cell | None]] = {}
     for task in tasks:
-        truth = grid_of(task.query)
+        truth = seen(task.query)
         row: list[Cell | None] = [Cell(truth.values)]
         random = generator(setup.experiment.seed, "adapt", task.name)
         for step, adapted in adapting(params, task.support, setup.loss, settings, random):
@@ -193,19 +224,8 @@ def _owner_sheet(setup: PictureSetup, folder: Path, params: Params) -> None:
         save_sheet(folder / "images", "owner", "What the owner reconstructs", columns, rows)
 
 
-def _server_sheet(setup: PictureSetup, folder: Path, current: Checkpoint) -> None:
+def _server_sheet(setup: TaskSetup, folder: Path, current: Checkpoint) -> None:
     """Truth and what the render family recovers from the last upload."""
     result = cheap_audit(setup, current)
     columns, rows = result.sheet(SHOWN)
     save_sheet(folder / "images", "server", "What the server reconstructs from one upload", columns, rows)
-
-
-def _signal(client: Client) -> GridSignal:
-    """A training client's first private signal."""
-    return grid_of(client.train[0].query)
-
-
-def grid_of(signal: object) -> GridSignal:
-    """The signal, which in a run is always sampled on a grid."""
-    assert isinstance(signal, GridSignal)
-    return signal
