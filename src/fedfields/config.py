@@ -288,6 +288,7 @@ for _name, _local in {
     "meta-nsgd": {},
     "fedmenf": {"local": dataclasses.replace(_ADAM, lr=1e-3)},
     "noised": {"local": _ADAM},
+    "public": {"local": _ADAM},
     "projected": {"local": _ADAM},
     "antithetic": {"local": _ADAM},
 }.items():

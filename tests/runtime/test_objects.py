@@ -139,7 +139,7 @@ def test_weights_of_another_field_are_refused(finished, tmp_path, capsys):
         ({"field": HashGrid()}, "second derivatives"),
         ({"rays": preset("nerf").rays}, "rays:dense"),
         ({"field": preset("maml").field}, "field:simple-nerf"),
-        ({"privacy": (Surrogate("own"),)}, "support is their query"),
+        ({"privacy": (Surrogate("own"),)}, "privacy:public-surrogate"),
     ],
 )
 def test_parts_that_do_not_go_together_are_one_line(balls, changes, words):

@@ -18,6 +18,8 @@ from fedfields.types import Batch, Client
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from fedfields.scenes.solids import SolidsSignal
+
 
 class Photo(NamedTuple):
     """A photograph in the shared frame.
@@ -123,6 +125,20 @@ class RaySignal:
         other = copy.copy(self)
         object.__setattr__(other, "painted", values)
         return other
+
+    def surrogate(self, *, public: bool) -> SolidsSignal:
+        """A source of made-up objects seen by the same cameras.
+
+        Raises:
+            ValueError: not ``public``: the statistics of pictures say nothing of objects.
+        """
+        from fedfields.scenes.solids import SolidsSignal
+
+        if not public:
+            raise ValueError(
+                "surrogates with statistics of their own are for pictures; choose privacy:public-surrogate"
+            )
+        return SolidsSignal(self)
 
     def sample(self, count: int, generator: Generator) -> Batch:
         """Rays of ``min(count, len(self))`` random pixels, drawn with replacement, and their colours ``[R, 3]``."""
