@@ -9,6 +9,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from fedfields.kernels.pairs import add_to_pair, plus_pair
+
 _F = np.float32
 BLOCK = 256
 """Points of a hash encoding whose corners are found together, in vector registers."""
@@ -140,26 +142,27 @@ def _corners(
 def encode(points: np.ndarray, table: np.ndarray, cells: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
     """``out [N, 2 L]`` of points [first, last) from ``points [3, N]`` and ``table [L, T, 2]``.
 
-    Blocks of points go through all levels together: their features stay in the cache.
+    T / 2 points go through a level before the next: on average four of its rows are read from each of their lines in
+    the cache, and their features still fit beside it.
     """
     levels, size, _ = table.shape
     low, part = np.empty(3 * BLOCK, np.uint32), np.empty(3 * BLOCK, _F)
     rows, weights = np.empty(8 * BLOCK, np.uint32), np.empty(8 * BLOCK, _F)
     flat, to, one = table.reshape(-1), out.reshape(-1), np.uint64(1)
-    for start in range(first, last, BLOCK):
-        end = min(start + BLOCK, last)
+    many = max(BLOCK, size // 2)
+    for begin in range(first, last, many):
         for level in range(levels):
             values = flat[2 * level * size : 2 * (level + 1) * size]
-            _corners(points, start, end, cells[level], size, low, part, rows, weights)
-            for i in range(end - start):
-                x = y = _F(0)
-                for k in range(8):
-                    j = np.uint64(i + k * BLOCK)  # Unsigned: numba looks twice at indices that may be negative.
-                    at, weight = np.uint64(2 * rows[j]), weights[j]
-                    x += weight * values[at]
-                    y += weight * values[at + one]
-                at = np.uint64(2 * ((start + i) * levels + level))
-                to[at], to[at + one] = x, y
+            for start in range(begin, min(begin + many, last), BLOCK):
+                end = min(start + BLOCK, begin + many, last)
+                _corners(points, start, end, cells[level], size, low, part, rows, weights)
+                for i in range(end - start):
+                    pair = np.complex64(0)
+                    for k in range(8):
+                        j = np.uint64(i + k * BLOCK)  # Unsigned: numba looks twice at indices that may be negative.
+                        pair = plus_pair(pair, weights[j], values, np.uint64(2 * rows[j]))
+                    at = np.uint64(2 * ((start + i) * levels + level))
+                    to[at], to[at + one] = pair.real, pair.imag
 
 
 @compiled
@@ -183,9 +186,7 @@ def scatter(
                     continue
                 for k in range(8):
                     j = np.uint64(i + k * BLOCK)
-                    at, weight = np.uint64(2 * rows[j]), weights[j]
-                    to[at] += weight * x
-                    to[at + one] += weight * y
+                    add_to_pair(to, np.uint64(2 * rows[j]), weights[j], x, y)
 
 
 @numba.njit(inline="always")
