@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import types
-from numba.extending import intrinsic
 
 _PAIR = ir.VectorType(ir.FloatType(), 2)
 _CONTRACT = ("contract",)
+
+intrinsic: Any = extending.intrinsic  # Callers leave out the first parameter, which no type checker knows.
 
 
 @intrinsic

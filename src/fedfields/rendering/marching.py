@@ -66,7 +66,7 @@ class Marching:
     """What is behind the scene where a batch does not say: white, black, or red, green and blue in [0, 1]."""
 
     opaque: float = 1e-4
-    """Share of the light below which nothing behind is looked at, where pictures are rendered; training looks at all."""
+    """Pictures leave out what less than this share of the light reaches; training leaves nothing out."""
 
     distortion: float = 0.0
     """Weight of the distortion loss (Barron et al., Mip-NeRF 360, eq. 15), in inverse units of distance."""
