@@ -1,6 +1,7 @@
 """Two neighbouring floats in one register: half as many loads and stores as numba, which never joins them, would emit.
 
-A pair that is read is a complex number here, because numba knows that type. Sums are those of scalar code to the bit.
+A pair that is read is a complex number here, because numba knows that type.
+numba's cache looks only at the file of a loop: after a change here, touch ``compiled.py`` too.
 """
 
 from __future__ import annotations
