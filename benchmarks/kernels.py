@@ -3,12 +3,14 @@
     python benchmarks/kernels.py [--quick] [--json] [--threads N]
 
 Columns: millions of points (or rays) a second, forward and forward with backward (medians); how many times as fast as
-the twin and, for voxels, as torch.nn.functional.grid_sample; and the share of the copy bandwidth that the necessary
-traffic stands for. Necessary are: every input read once and every output written once by each pass, and of tables and
-grids the 64-byte lines that the points touch, once in the forward pass; the backward pass writes the gradient of the
-whole table or grid once. Whatever a cache makes cheaper or dearer is not counted: a share far below 1 says that the
-kernel is bound by arithmetic or by the latency of single accesses. Bandwidth is that of a copy of 256 MB, read and
-written.
+the twin and as another way to do it in torch: for voxels torch.nn.functional.grid_sample, for the hash encoding all
+levels and corners at once, where the twin goes through them one by one; and the share of the copy bandwidth that the
+necessary traffic stands for. Necessary are: every input read once and every output written once by each pass, and of
+tables and grids the 64-byte lines that the points touch, once in the forward pass; the backward pass writes the
+gradient of the whole table or grid once. Whatever a cache makes cheaper or dearer is not counted: a share far below 1
+says that the kernel is bound by arithmetic or by the latency of single accesses. Bandwidth is that of a copy of 256 MB,
+read and written. On one thread, time is that of the process, which leaves out other work on the machine; on several
+threads it is that of the wall, and the threads of torch need OMP_WAIT_POLICY=PASSIVE if other work shares the cores.
 
 "C++" is the time of ours in terms of a C++ prototype's: below 1 we are faster. Its figures were measured elsewhere, on
 another day, on one idle core of a similar machine; the goal is at most 1.5, and 30 times the eager hash encoding.
@@ -54,12 +56,13 @@ class Effort(NamedTuple):
 
     def median(self, step: Callable[[], object]) -> float:
         """Median seconds of a call, after one warm-up."""
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         step()
         times, started = [], time.perf_counter()
         while len(times) < self.least or time.perf_counter() - started < self.seconds:
-            before = time.perf_counter()
+            before = clock()
             step()
-            times.append(time.perf_counter() - before)
+            times.append(clock() - before)
         return statistics.median(times)
 
 
@@ -120,6 +123,20 @@ def linear(name: str, ours: Callable, others: dict[str, Callable], weights: Tens
     return row(name, len(out), passes(ours, [weights], effort), traffic, copied, **times)
 
 
+def at_once(points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
+    """The hash encoding in torch without a loop: points, levels and corners are axes."""
+    levels, size, _ = table.shape
+    count = torch.tensor(cells)[:, None]
+    scaled = points[:, None] * count
+    low = torch.minimum(scaled.long(), count - 1)
+    offsets = torch.tensor([[corner & 1, corner >> 1 & 1, corner >> 2] for corner in range(8)])
+    weights = torch.where(offsets.bool(), (scaled - low)[:, :, None], 1 - (scaled - low)[:, :, None]).prod(-1)
+    x, y, z = (low[:, :, None] + offsets).unbind(-1)
+    hashed = (x ^ y * hashing.PRIMES[1] ^ z * hashing.PRIMES[2]) & (size - 1)
+    rows = torch.where((count + 1) ** 3 <= size, (z * (count + 1) + y) * (count + 1) + x, hashed)
+    return (weights[..., None] * table[torch.arange(levels)[:, None], rows]).sum(2).flatten(1)
+
+
 def hash_rows(copied: float, effort: Effort, generator: torch.Generator) -> list[dict]:
     rows = []
     for log2_rows in (15, 19):
@@ -132,7 +149,12 @@ def hash_rows(copied: float, effort: Effort, generator: torch.Generator) -> list
         def twin(table: Tensor, points: Tensor = points) -> Tensor:
             return hashing.plain(points, table, CELLS)
 
-        rows.append(linear(f"hash 2^{log2_rows}", ours, {"twin": twin}, table, copied, effort))
+        def other(table: Tensor, points: Tensor = points) -> Tensor:
+            return at_once(points, table, CELLS)
+
+        assert torch.allclose(ours(table), other(table), atol=1e-4)
+        others = {"twin": twin, "torch": other}
+        rows.append(linear(f"hash 2^{log2_rows}", ours, others, table, copied, effort))
     return rows
 
 
@@ -156,7 +178,7 @@ def voxel_rows(copied: float, effort: Effort, generator: torch.Generator) -> lis
         volume = grid.permute(3, 2, 1, 0)[None].contiguous()  # The layout that torch is made for.
         times = passes(of_torch, [volume], effort)
         for key, seconds in zip(Passes._fields, times, strict=True):
-            rows[-1][f"{key}_over_grid_sample"] = seconds * rows[-1][key] / POINTS
+            rows[-1][f"{key}_over_torch"] = seconds * rows[-1][key] / POINTS
     return rows
 
 
@@ -244,7 +266,7 @@ def show(result: dict) -> None:
         for key, name in (("forward", "forward"), ("both", "+backward")):
             if key not in each:
                 continue
-            ratios = [each.get(f"{key}_over_{other}") for other in ("twin", "grid_sample")]
+            ratios = [each.get(f"{key}_over_{other}") for other in ("twin", "torch")]
             print(
                 f"{each['kernel']:13}{name:>10}{each[key] / 1e6:8.2f}"
                 + "".join(f"{'':8}" if ratio is None else f"{ratio:8.1f}" for ratio in ratios)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedfields import tree
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
-from fedfields.rendering.marching import Marched, Marching, march_rays
+from fedfields.rendering.marching import Marched, Marching, march_rays, view_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, render_pair, render_rays
 from fedfields.types import Batch, Params, Visible, VisibleLoss
 
@@ -49,15 +49,17 @@ class FieldLoss:
 class RadianceLoss:
     """Mean squared error of the rendered colour over rays and channels; the inputs of a batch are `Rays`.
 
-    A field with a ``coarse`` half is rendered twice if the settings ask for fine samples; the errors are added.
+    A field with a ``coarse`` half is rendered twice if the settings ask for fine samples; the errors are added. The
+    distortion of the last rendering may be a further term.
     """
 
     field: RadianceField
     settings: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        errors = [(shown.colour - batch.targets).square().mean() for shown in self.see(params, batch.inputs)]
-        return sum(errors[1:], errors[0])
+        seen = self.see(params, batch.inputs)
+        errors = [(shown.colour - batch.targets).square().mean() for shown in seen]
+        return _regularised(sum(errors[1:], errors[0]), seen[-1].distortion, self.settings.distortion)
 
     def see(self, params: Params, rays: Rays) -> list[Rendered]:
         """What the field shows along rays, the best last: twice, if it is a coarse and a fine one."""
@@ -105,7 +107,8 @@ class MarchedLoss:
         seen, count = march_rays(
             partial(self.field, params), batch.inputs, self.settings, self.occupied, self.settings.samples
         )
-        return (seen.colour - batch.targets[:count]).square().mean()
+        error = (seen.colour - batch.targets[:count]).square().mean()
+        return _regularised(error, seen.distortion, self.settings.distortion)
 
     @property
     def refresh_every(self) -> int:
@@ -121,14 +124,22 @@ class MarchedLoss:
 
     def refreshed(self, params: Params, kept: Params, generator: Generator) -> tuple[MarchedLoss, Params]:
         """The loss with a grid that has looked at the field again, and what the client keeps of it."""
-        density = partial(self.field.density, tree.detach(params))
-        found = self.settings.look(density, kept.get("densities"), generator)
+        weights = tree.detach(params)
+        device = next(iter(weights.values())).device
+        found = self.settings.look(
+            lambda points: self.field.density(weights, points.to(device)), kept.get("densities"), generator
+        )
         return dataclasses.replace(self, densities=found), {"densities": found}
 
     def render(self, params: Params, rays: Rays, chunk: int = 4096) -> Marched:
         """What is seen along all rays, ``chunk`` at a time, without history."""
         radiance, occupied = partial(self.field, params), self.occupied
-        return Marched(*in_chunks(lambda part: march_rays(radiance, part, self.settings, occupied)[0], rays, chunk))
+        return Marched(*in_chunks(lambda part: view_rays(radiance, part, self.settings, occupied), rays, chunk))
+
+
+def _regularised(error: Tensor, distortion: Tensor, weight: float) -> Tensor:
+    """The error plus ``weight`` times the mean distortion of the rays, where it has a weight."""
+    return error + weight * distortion.mean() if weight else error
 
 
 @dataclass(frozen=True)

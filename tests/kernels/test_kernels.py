@@ -7,6 +7,7 @@ import torch
 
 from fedfields.kernels import hashing, packed, sine, voxels
 from fedfields.kernels.sine import plain
+from fedfields.rendering import compositing
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -63,12 +64,6 @@ def test_sine_of_what_is_not_finite_is_not_a_number():
     assert sine(torch.tensor([float("inf"), float("nan")]), 1.0).isnan().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_sine_on_a_gpu_is_the_twin():
-    x = points().cuda()
-    assert torch.equal(sine(x, 30.0), plain(x, 30.0))
-
-
 def table_of(levels=4, log2_rows=10, dtype=torch.float32, seed=0):
     random = torch.Generator().manual_seed(seed)
     return torch.randn(levels, 2**log2_rows, 2, generator=random, dtype=torch.float64).to(dtype)
@@ -109,6 +104,17 @@ def test_hash_gradients_are_those_of_the_twin_to_the_second_order(threads):
     twin = gradients(hashing.plain, cube(dtype=torch.float64), table_of(dtype=torch.float64))
     for a, b in zip(ours, twin, strict=True):
         assert (a - b).abs().max() < 1e-4 * b.abs().max()
+
+
+def test_hash_gradients_are_the_same_on_any_number_of_threads():
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        table = table_of().requires_grad_()
+        features = hashing.hash_encode(cube(5000), table, CELLS)
+        found.append(torch.cat([features.flatten(), torch.autograd.grad((features**2).sum(), table)[0].flatten()]))
+    torch.set_num_threads(1)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_hash_encoding_has_gradients_with_respect_to_points():
@@ -159,7 +165,7 @@ def test_marching_through_full_and_empty_space():
     assert (full.offsets.diff() - expected).abs().max() <= 1  # The last sample may fall on the border.
     empty = packed.march(origins, directions, near, far, jitter, torch.zeros_like(occupied), 0.01)
     assert len(empty.middle) == 0 and empty.offsets.sum() == 0
-    colour, opacity, depth = packed.composite(torch.zeros(0), torch.zeros(0, 3), empty)
+    colour, opacity, depth, _ = packed.composite(torch.zeros(0), torch.zeros(0, 3), empty)
     assert colour.shape == (300, 3) and not opacity.any() and not depth.any()
 
 
@@ -191,11 +197,34 @@ def test_compositing_a_slab_is_the_law_of_beer_and_lambert():
         delta = torch.full((count,), 2.0 / count)
         middle = (torch.arange(count) + 0.5) * delta
         samples = packed.Packed(torch.zeros(count, dtype=torch.int64), middle, delta, torch.tensor([0, count]))
-        colour, opacity, depth = packed.composite(torch.full((count,), 0.7), torch.full((count, 3), 0.25), samples)
+        colour, opacity, depth, _ = packed.composite(torch.full((count,), 0.7), torch.full((count, 3), 0.25), samples)
         assert opacity.item() == pytest.approx(1 - math.exp(-1.4), rel=1e-6)
         assert colour[0, 0].item() == pytest.approx(0.25 * (1 - math.exp(-1.4)), rel=1e-6)
     exact = (1 - math.exp(-1.4) * (1 + 1.4)) / 0.7  # Integral of t s exp(-s t) from 0 to 2.
     assert depth.item() == pytest.approx(exact, rel=1e-3)
+
+
+def test_the_distortion_of_packed_samples_is_equation_15(threads):
+    """Against the double sum over all pairs of a ray, and against the one for dense rays, with gradients."""
+    random = torch.Generator().manual_seed(6)
+    edges = (0.05 + torch.rand(600, 12, generator=random, dtype=torch.float64)).cumsum(1)
+    starts, ends = edges[:, :-1], edges[:, 1:]
+    density = (2 * torch.rand(600, 11, generator=random, dtype=torch.float64)).requires_grad_()
+    weights = compositing.weights_of(density, ends - starts)
+    middle = (starts + ends) / 2
+    pairs = (middle[:, :, None] - middle[:, None]).abs()
+    exact = torch.einsum("ri,rj,rij->r", weights, weights, pairs) + (weights**2 * (ends - starts)).sum(1) / 3
+    factor = torch.rand(600, generator=random, dtype=torch.float64)
+    (slope,) = torch.autograd.grad((factor * exact).sum(), density, retain_graph=True)
+    assert torch.allclose(compositing.distortion(weights, starts, ends), exact)
+    ray, offsets = torch.arange(600).repeat_interleave(11), 11 * torch.arange(601)
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        samples = packed.Packed(ray, middle.flatten().to(dtype), (ends - starts).flatten().to(dtype), offsets)
+        leaf = density.detach().flatten().to(dtype).requires_grad_()
+        found = packed.composite(leaf, torch.zeros(len(ray), 3, dtype=dtype), samples).distortion
+        (ours,) = torch.autograd.grad((factor.to(dtype) * found).sum(), leaf)
+        assert (found - exact).abs().max() < close * exact.max()
+        assert (ours - slope.flatten()).abs().max() < close * slope.abs().max()
 
 
 def test_the_compiled_compositing_refuses_a_second_derivative():

@@ -9,6 +9,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from fedfields.kernels.pairs import add_to_pair, plus_pair
+
 _F = np.float32
 BLOCK = 256
 """Points of a hash encoding whose corners are found together, in vector registers."""
@@ -140,26 +142,27 @@ def _corners(
 def encode(points: np.ndarray, table: np.ndarray, cells: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
     """``out [N, 2 L]`` of points [first, last) from ``points [3, N]`` and ``table [L, T, 2]``.
 
-    Blocks of points go through all levels together: their features stay in the cache.
+    T / 2 points go through a level before the next: on average four of its rows are read from each of their lines in
+    the cache, and their features still fit beside it.
     """
     levels, size, _ = table.shape
     low, part = np.empty(3 * BLOCK, np.uint32), np.empty(3 * BLOCK, _F)
     rows, weights = np.empty(8 * BLOCK, np.uint32), np.empty(8 * BLOCK, _F)
     flat, to, one = table.reshape(-1), out.reshape(-1), np.uint64(1)
-    for start in range(first, last, BLOCK):
-        end = min(start + BLOCK, last)
+    many = max(BLOCK, size // 2)
+    for begin in range(first, last, many):
         for level in range(levels):
             values = flat[2 * level * size : 2 * (level + 1) * size]
-            _corners(points, start, end, cells[level], size, low, part, rows, weights)
-            for i in range(end - start):
-                x = y = _F(0)
-                for k in range(8):
-                    j = np.uint64(i + k * BLOCK)  # Unsigned: numba looks twice at indices that may be negative.
-                    at, weight = np.uint64(2 * rows[j]), weights[j]
-                    x += weight * values[at]
-                    y += weight * values[at + one]
-                at = np.uint64(2 * ((start + i) * levels + level))
-                to[at], to[at + one] = x, y
+            for start in range(begin, min(begin + many, last), BLOCK):
+                end = min(start + BLOCK, begin + many, last)
+                _corners(points, start, end, cells[level], size, low, part, rows, weights)
+                for i in range(end - start):
+                    pair = np.complex64(0)
+                    for k in range(8):
+                        j = np.uint64(i + k * BLOCK)  # Unsigned: numba looks twice at indices that may be negative.
+                        pair = plus_pair(pair, weights[j], values, np.uint64(2 * rows[j]))
+                    at = np.uint64(2 * ((start + i) * levels + level))
+                    to[at], to[at + one] = pair.real, pair.imag
 
 
 @compiled
@@ -183,9 +186,7 @@ def scatter(
                     continue
                 for k in range(8):
                     j = np.uint64(i + k * BLOCK)
-                    at, weight = np.uint64(2 * rows[j]), weights[j]
-                    to[at] += weight * x
-                    to[at + one] += weight * y
+                    add_to_pair(to, np.uint64(2 * rows[j]), weights[j], x, y)
 
 
 @numba.njit(inline="always")
@@ -314,9 +315,10 @@ def composite_forward(
     density: np.ndarray, colour: np.ndarray, middle: np.ndarray, delta: np.ndarray, offsets: np.ndarray,
     out: np.ndarray, weights: np.ndarray, first: int, last: int,
 ) -> None:  # fmt: skip
-    """``out [R, 5]``: colour, opacity, depth; and the weights ``[M]``."""
+    """``out [R, 6]``: colour, opacity, depth, distortion; and the weights ``[M]``."""
     for r in range(first, last):
         passed = 1.0
+        mass = moment = spread = 0.0  # Sums of w, of w t, and of the distortion up to here.
         for i in range(offsets[r], offsets[r + 1]):
             stays = math.exp(-density[i] * delta[i])
             w = _F(passed * (1.0 - stays))
@@ -325,23 +327,35 @@ def composite_forward(
             out[r, 0] += w * colour[i, 0]
             out[r, 1] += w * colour[i, 1]
             out[r, 2] += w * colour[i, 2]
-            out[r, 3] += w
-            out[r, 4] += w * middle[i]
+            spread += w * (2.0 * (middle[i] * mass - moment) + w * delta[i] / 3.0)
+            mass += w
+            moment += w * middle[i]
+        out[r, 3], out[r, 4], out[r, 5] = mass, moment, spread
 
 
 @compiled
 def composite_backward(
     density: np.ndarray, colour: np.ndarray, middle: np.ndarray, delta: np.ndarray, offsets: np.ndarray,
-    weights: np.ndarray, above: np.ndarray, of_density: np.ndarray, of_colour: np.ndarray, first: int, last: int,
+    out: np.ndarray, weights: np.ndarray, above: np.ndarray, of_density: np.ndarray, of_colour: np.ndarray,
+    first: int, last: int,
 ) -> None:  # fmt: skip
-    """From ``above [R, 5]``: ``dL/dsigma_i = delta_i (T_(i+1) q_i - sum_(j>i) w_j q_j)``, q_i the gradient of w_i."""
+    """From ``above [R, 6]``: ``dL/dsigma_i = delta_i (T_(i+1) q_i - sum_(j>i) w_j q_j)``, q_i the gradient of w_i.
+
+    That of the distortion is ``2 sum_j w_j |t_i - t_j| + 2 w_i delta_i / 3``, by sums before and behind i.
+    """
     for r in range(first, last):
         passed = 1.0
         behind = 0.0
+        mass = moment = 0.0  # Twice the sums of w and of w t before i, without their totals.
         for i in range(offsets[r], offsets[r + 1]):
             w = weights[i]
             q = above[r, 0] * colour[i, 0] + above[r, 1] * colour[i, 1] + above[r, 2] * colour[i, 2]
             q = q + above[r, 3] + above[r, 4] * middle[i]
+            mass += 2.0 * w
+            moment += 2.0 * w * middle[i]
+            if above[r, 5] != 0:
+                apart = middle[i] * (mass - w - out[r, 3]) - (moment - w * middle[i] - out[r, 4])
+                q += _F(above[r, 5] * (2.0 * apart + 2.0 * w * delta[i] / 3.0))
             of_density[i] = _F(q)
             behind += w * q
             of_colour[i, 0] = w * above[r, 0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedfields.kernels.memory import zeros
+from fedfields.kernels.memory import empty, zeros
 from fedfields.kernels.threads import over
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def hash_encode(points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
     fast = points.device.type == "cpu" and points.dtype == table.dtype == torch.float32 and table.shape[2] == 2
     if not fast or points.requires_grad:
         return plain(points, table, cells)
-    return _Encode.apply(points.detach(), table, cells)  # pyright: ignore[reportReturnType]
+    return _Encode.apply(points.detach().T.contiguous(), table, cells)  # pyright: ignore[reportReturnType]
 
 
 def plain(points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
@@ -72,7 +72,7 @@ def _index(corner: Tensor, count: int, size: int) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
-    """``A(x) table``."""
+    """``A(x) table``, with points ``[3, N]``: loops over points are loops over memory."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, table: Tensor, cells: list[int]) -> Tensor:
@@ -80,9 +80,9 @@ class _Encode(torch.autograd.Function):
 
         ctx.save_for_backward(points)
         ctx.cells, ctx.rows = cells, table.shape[1]
-        out = torch.empty(len(points), 2 * len(cells))
-        x, rows, to = points.T.contiguous().numpy(), table.detach().contiguous().numpy(), out.numpy()
-        over(len(points), lambda a, b: encode(x, rows, _cells(cells), to, a, b), POINTS)
+        out = empty((points.shape[1], 2 * len(cells)))
+        x, rows, to = points.numpy(), table.detach().contiguous().numpy(), out.numpy()
+        over(points.shape[1], lambda a, b: encode(x, rows, _cells(cells), to, a, b), POINTS)
         return out
 
     @staticmethod
@@ -102,7 +102,7 @@ class _Scatter(torch.autograd.Function):
         ctx.save_for_backward(points)
         ctx.cells = cells
         table = zeros((len(cells), rows, 2))
-        x, given, to = points.T.contiguous().numpy(), features.detach().contiguous().numpy(), table.numpy()
+        x, given, to = points.numpy(), features.detach().contiguous().numpy(), table.numpy()
         over(len(cells), lambda a, b: scatter(x, given, _cells(cells), to, a, b))  # A level a thread: no races.
         return table
 

@@ -80,7 +80,23 @@ def march_plain(
     return Packed(ray, middle[kept], torch.full_like(middle[kept], step), offsets)
 
 
-def composite(density: Tensor, colour: Tensor, samples: Packed) -> tuple[Tensor, Tensor, Tensor]:
+class Composited(NamedTuple):
+    """What is seen along R rays, without background.
+
+    Attributes:
+        colour: ``[R, 3]``.
+        opacity: ``[R]``, the sum of the weights.
+        depth: ``[R]``, the sum of ``w_i t_i`` with the middles t.
+        distortion: ``[R]``, as :func:`fedfields.rendering.compositing.distortion` has it.
+    """
+
+    colour: Tensor
+    opacity: Tensor
+    depth: Tensor
+    distortion: Tensor
+
+
+def composite(density: Tensor, colour: Tensor, samples: Packed) -> Composited:
     """Volume rendering (Max 1995; Mildenhall et al. 2020, eq. 3): ``w_i = T_i (1 - exp(-density_i delta_i))``.
 
     Args:
@@ -88,55 +104,61 @@ def composite(density: Tensor, colour: Tensor, samples: Packed) -> tuple[Tensor,
         colour: ``[M, 3]``.
         samples: of R rays.
 
-    Returns:
-        Colour ``[R, 3]``, opacity ``[R]`` and expected depth ``sum w_i t_i`` ``[R]``, without background. The compiled
-        path is differentiable once; :func:`composite_plain` as often as one likes.
+    The compiled path is differentiable once; :func:`composite_plain` as often as one likes.
     """
     if density.device.type != "cpu" or density.dtype != torch.float32:
         return composite_plain(density, colour, samples)
-    return _Composite.apply(density, colour, samples)  # pyright: ignore[reportReturnType]
+    return Composited(*_Composite.apply(density, colour, samples))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def weights_plain(density: Tensor, samples: Packed) -> Tensor:
     """``w_i`` of every sample ``[M]``."""
     thickness = density * samples.delta
-    before = torch.cat([thickness.new_zeros(1), thickness.cumsum(0)])
-    passed = before[:-1] - before[samples.offsets[:-1]][samples.ray]
-    return (-passed).exp() * -torch.expm1(-thickness)
+    return (-_before(thickness, samples)).exp() * -torch.expm1(-thickness)
 
 
-def composite_plain(density: Tensor, colour: Tensor, samples: Packed) -> tuple[Tensor, Tensor, Tensor]:
+def _before(values: Tensor, samples: Packed) -> Tensor:
+    """Sum of the values of the samples that come before each one on its ray, all ``[M]``.
+
+    Sums run through all rays, so they grow large: in double precision the difference of two is still exact enough.
+    """
+    upto = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().cumsum(0)])
+    return (upto[:-1] - upto[samples.offsets[:-1]][samples.ray]).to(values.dtype)
+
+
+def composite_plain(density: Tensor, colour: Tensor, samples: Packed) -> Composited:
     """The twin."""
-    weights = weights_plain(density, samples)
-    rays = len(samples.offsets) - 1
-    values = torch.cat([colour, torch.ones_like(weights)[:, None], samples.middle[:, None]], 1)
-    sums = weights.new_zeros(rays, 5).index_add(0, samples.ray, weights[:, None] * values)
-    return sums[:, :3], sums[:, 3], sums[:, 4]
+    weights, middle = weights_plain(density, samples), samples.middle
+    apart = middle * _before(weights, samples) - _before(weights * middle, samples)
+    spread = 2 * apart + weights * samples.delta / 3
+    values = torch.cat([colour, torch.stack([torch.ones_like(weights), middle, spread], 1)], 1)
+    sums = weights.new_zeros(len(samples.offsets) - 1, 6).index_add(0, samples.ray, weights[:, None] * values)
+    return Composited(sums[:, :3], *sums[:, 3:].unbind(1))
 
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, colour: Tensor, samples: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, density: Tensor, colour: Tensor, samples: Packed) -> tuple[Tensor, ...]:
         from fedfields.kernels.compiled import composite_forward
 
         rays = len(samples.offsets) - 1
         density, colour = density.detach().contiguous(), colour.detach().contiguous()
-        out, weights = torch.zeros(rays, 5), torch.empty_like(density)
+        out, weights = torch.zeros(rays, 6), torch.empty_like(density)
         given = [leaf.numpy() for leaf in (density, colour, samples.middle, samples.delta, samples.offsets)]
         to, kept = out.numpy(), weights.numpy()
         over(rays, lambda a, b: composite_forward(*given, to, kept, a, b), RAYS)
-        ctx.save_for_backward(density, colour, weights, *samples)
-        return out[:, :3], out[:, 3], out[:, 4]
+        ctx.save_for_backward(density, colour, out, weights, *samples)
+        return out[:, :3], *out[:, 3:].unbind(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         from fedfields.kernels.compiled import composite_backward
 
-        density, colour, weights, _, middle, delta, offsets = ctx.saved_tensors
-        above = torch.cat([grads[0], grads[1][:, None], grads[2][:, None]], 1).contiguous()
+        density, colour, out, weights, _, middle, delta, offsets = ctx.saved_tensors
+        above = torch.cat([grads[0], torch.stack(grads[1:], 1)], 1)
         of_density, of_colour = torch.empty_like(density), torch.empty_like(colour)
-        given = [leaf.numpy() for leaf in (density, colour, middle, delta, offsets, weights, above)]
+        given = [leaf.numpy() for leaf in (density, colour, middle, delta, offsets, out, weights, above)]
         a_density, a_colour = of_density.numpy(), of_colour.numpy()
         over(len(offsets) - 1, lambda a, b: composite_backward(*given, a_density, a_colour, a, b), RAYS)
         return of_density, of_colour, None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedfields.kernels.memory import zeros
+from fedfields.kernels.memory import empty, zeros
 from fedfields.kernels.threads import over
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Sample(torch.autograd.Function):
 
         ctx.save_for_backward(points)
         ctx.shape = grid.shape
-        out = torch.empty(len(points), grid.shape[3])
+        out = empty((len(points), grid.shape[3]))
         values, x, to = grid.detach().contiguous().numpy(), points.detach().numpy(), out.numpy()
         over(len(points), lambda a, b: voxels_sample(values, x[a:b], to[a:b]), POINTS)
         return out

@@ -24,15 +24,15 @@ class Rendered(NamedTuple):
         colour: ``[R, 3]``, with the background.
         depth: ``[R]``, expected distance of the sample that is seen; the background is at distance 0.
         opacity: ``[R]`` in [0, 1], the sum of the weights.
-        weights: ``[R, S]``, the share of each sample in the colour.
         distortion: ``[R]``, how far the weights are from a single short interval; in units of distance.
+        weights: ``[R, S]``, the share of each sample in the colour.
     """
 
     colour: Tensor
     depth: Tensor
     opacity: Tensor
-    weights: Tensor
     distortion: Tensor
+    weights: Tensor
 
 
 def composite(
@@ -66,7 +66,7 @@ def composite(
     depth = (weights * ((starts + ends) / 2 if at is None else at)).sum(-1)
     if normalise_depth:
         depth = depth / opacity.clamp_min(torch.finfo(opacity.dtype).eps)
-    return Rendered(colour, depth, opacity, weights, distortion(weights, starts, ends))
+    return Rendered(colour, depth, opacity, distortion(weights, starts, ends), weights)
 
 
 def weights_of(densities: Tensor, deltas: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, log, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedfields.lazy import torch
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor
 
+    from fedfields.kernels.packed import Packed
+
 DIAGONAL = 2 * sqrt(3)
 """Of the cube [-1, 1]^3."""
+
+TOGETHER = 16
+"""Samples of a ray that are asked for at a time, where what is behind them may be left out."""
 
 
 class Marched(NamedTuple):
@@ -26,11 +31,13 @@ class Marched(NamedTuple):
         colour: ``[R, 3]``, with the background.
         depth: ``[R]``, expected distance of what is seen; the background is at distance 0.
         opacity: ``[R]`` in [0, 1].
+        distortion: ``[R]``, how far the weights are from a single short interval; in units of distance.
     """
 
     colour: Tensor
     depth: Tensor
     opacity: Tensor
+    distortion: Tensor
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,20 @@ class Marching:
     background: Background = "white"
     """What is behind the scene where a batch does not say: white, black, or red, green and blue in [0, 1]."""
 
+    opaque: float = 1e-4
+    """Pictures leave out what less than this share of the light reaches; training leaves nothing out."""
+
+    distortion: float = 0.0
+    """Weight of the distortion loss (Barron et al., Mip-NeRF 360, eq. 15), in inverse units of distance."""
+
     def __post_init__(self) -> None:
         for name in ("steps", "samples", "cells", "refresh"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.opaque < 1:
+            raise ValueError(f"opaque is {self.opaque}; it must be at least 0 and less than 1")
+        if self.distortion < 0:
+            raise ValueError(f"distortion is {self.distortion}; it must not be negative")
 
     @property
     def step(self) -> float:
@@ -79,7 +96,7 @@ class Marching:
         Args:
             density: positions ``[N, 3]`` to density ``[N]``.
             kept: the grid before, ``[G, G, G]``; None at first.
-            generator: of the points.
+            generator: of the points, on the CPU.
         """
         axes = torch.arange(self.cells)
         corners = torch.stack(torch.meshgrid(axes, axes, axes, indexing="ij"), -1).reshape(-1, 3)
@@ -93,20 +110,61 @@ def march_rays(
     radiance: Radiance, rays: Rays, marching: Marching, occupied: Tensor, most: int | None = None
 ) -> tuple[Marched, int]:
     """Renders as many of the rays as ``most`` samples allow (all of them without a limit), and says how many."""
-    from fedfields.kernels.packed import Packed, composite, march
+    from fedfields.kernels.packed import Packed
 
-    jitter = torch.full_like(rays.near, 0.5) if rays.jitter is None else rays.jitter[:, 0]
-    origins, directions = (rays.origins + 1) / 2, rays.directions / 2
-    samples = march(origins, directions, rays.near, rays.far, jitter, occupied, marching.step)
+    samples = _samples(rays, marching, occupied)
     count = len(rays.near)
     if most is not None and len(samples.ray) > most:
         count = max(1, int(torch.searchsorted(samples.offsets, most, right=True)) - 1)
         end = int(samples.offsets[count])
         ray, middle, delta, offsets = samples
-        samples = Packed(ray[:end], middle[:end], delta[:end], offsets[: count + 1])
-    along = rays.directions[samples.ray]
-    density, colour = radiance(rays.origins[samples.ray] + samples.middle[:, None] * along, along)
-    seen, opacity, depth = composite(density, colour, samples)
-    behind = marching.background if rays.background is None else rays.background[:count]
+        samples, rays = Packed(ray[:end], middle[:end], delta[:end], offsets[: count + 1]), rays.chosen(slice(count))
+    return _composited(*_ask(radiance, rays, samples.ray, samples.middle), samples, rays, marching), count
+
+
+def view_rays(radiance: Radiance, rays: Rays, marching: Marching, occupied: Tensor) -> Marched:
+    """Renders all rays without history, and asks for no samples behind what lets less than ``opaque`` through.
+
+    Samples are asked for front to back, some of every ray at a time. What is left out has a share of at most
+    ``opaque`` in a ray; so has the error of opacity and of colours in [0, 1].
+    """
+    samples, thickest = _samples(rays, marching, occupied), -log(marching.opaque) if marching.opaque else inf
+    density, colour = rays.origins.new_zeros(len(samples.ray)), rays.origins.new_zeros(len(samples.ray), 3)
+    thickness = torch.zeros_like(rays.near)
+    going, done = torch.arange(len(rays.near), device=rays.near.device), 0
+    with torch.no_grad():
+        while len(going):
+            first, end = samples.offsets[going] + done, samples.offsets[going + 1]
+            count = (end - first).clamp(0, TOGETHER)
+            upto = count.cumsum(0)
+            part = torch.arange(int(upto[-1]), device=upto.device) + (first - upto + count).repeat_interleave(count)
+            density[part], colour[part] = _ask(radiance, rays, samples.ray[part], samples.middle[part])
+            thickness.index_add_(0, samples.ray[part], density[part] * samples.delta[part])
+            going = going[(thickness[going] < thickest) & (first + TOGETHER < end)]
+            done += TOGETHER
+        return _composited(density, colour, samples, rays, marching)
+
+
+def _samples(rays: Rays, marching: Marching, occupied: Tensor) -> Packed:
+    """Samples in occupied cells of the cube [-1, 1]^3."""
+    from fedfields.kernels.packed import march
+
+    jitter = torch.full_like(rays.near, 0.5) if rays.jitter is None else rays.jitter[:, 0]
+    origins, directions = (rays.origins + 1) / 2, rays.directions / 2
+    return march(origins, directions, rays.near, rays.far, jitter, occupied.to(jitter.device), marching.step)
+
+
+def _ask(radiance: Radiance, rays: Rays, ray: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+    """Density ``[N]`` and colour ``[N, 3]`` at distances ``middle [N]`` along the rays with the indices ``ray [N]``."""
+    along = rays.directions[ray]
+    return radiance(rays.origins[ray] + middle[:, None] * along, along)
+
+
+def _composited(density: Tensor, colour: Tensor, samples: Packed, rays: Rays, marching: Marching) -> Marched:
+    """What is seen, with the background."""
+    from fedfields.kernels.packed import composite
+
+    seen, opacity, depth, distortion = composite(density, colour, samples)
+    behind = marching.background if rays.background is None else rays.background
     seen = seen + (1 - opacity)[:, None] * background_colour(behind, seen)
-    return Marched(seen, depth, opacity), count
+    return Marched(seen, depth, opacity, distortion)

@@ -77,11 +77,16 @@ class RenderSettings:
     fine: int = 0
     """Samples that are added where the coarse field of a pair found something."""
 
+    distortion: float = 0.0
+    """Weight of the distortion loss (Barron et al., Mip-NeRF 360, eq. 15), in inverse units of distance."""
+
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"{self.samples} samples on a ray; there must be at least 1")
         if self.fine < 0:
             raise ValueError(f"{self.fine} fine samples on a ray; the number must not be negative")
+        if self.distortion < 0:
+            raise ValueError(f"distortion is {self.distortion}; it must not be negative")
         if self.convention not in ("strata", "fedmenf"):
             raise ValueError(f"convention is {self.convention!r}; it must be strata or fedmenf")
 
@@ -147,15 +152,15 @@ def render_rays(field: RadianceField, params: Params, rays: Rays, settings: Rend
 
 
 def in_chunks(see: Callable[[Rays], Sequence[Tensor]], rays: Rays, chunk: int) -> list[Tensor]:
-    """Colour ``[R, 3]``, depth ``[R]`` and opacity ``[R]`` of all rays, without history.
+    """Colour ``[R, 3]``, depth, opacity and distortion ``[R]`` of all rays, without history.
 
     Args:
-        see: rays to what is seen along them, of which the first three are these.
+        see: rays to what is seen along them, of which the first four are these.
         rays: any number.
         chunk: at most so many at a time.
     """
     with torch.no_grad():
-        pieces = [see(rays.chosen(slice(a, a + chunk)))[:3] for a in range(0, len(rays.near), chunk)]
+        pieces = [see(rays.chosen(slice(a, a + chunk)))[:4] for a in range(0, len(rays.near), chunk)]
     return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
 
@@ -185,5 +190,5 @@ def render_image(
     if len(rays.origins) != height * width:
         raise ValueError(f"{len(rays.origins)} rays for {height} x {width} pixels; there must be one for each")
     chunk = max(1, points // settings.samples)
-    colour, depth, opacity = in_chunks(lambda part: render_rays(field, params, part, settings), rays, chunk)
+    colour, depth, opacity, _ = in_chunks(lambda part: render_rays(field, params, part, settings), rays, chunk)
     return Picture(colour.reshape(height, width, 3), depth.reshape(shape), opacity.reshape(shape))
