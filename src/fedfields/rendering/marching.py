@@ -105,7 +105,8 @@ def march_rays(
         ray, middle, delta, offsets = samples
         samples = Packed(ray[:end], middle[:end], delta[:end], offsets[: count + 1])
     along = rays.directions[samples.ray]
-    density, colour = radiance(rays.origins[samples.ray] + samples.middle[:, None] * along, along)
+    codes = () if rays.codes is None else (rays.codes[samples.ray],)
+    density, colour = radiance(rays.origins[samples.ray] + samples.middle[:, None] * along, along, *codes)
     seen, opacity, depth = composite(density, colour, samples)
     behind = marching.background if rays.background is None else rays.background[:count]
     seen = seen + (1 - opacity)[:, None] * background_colour(behind, seen)
