@@ -138,10 +138,11 @@ def visit(
         step_share: N / (R E M), see :class:`fedfields.types.Visit`.
         progress: share of the run that is over, for a falling step size.
     """
-    local, start = method.local, received["params"]
+    local, shared = method.local, received["params"]
     random = generator(seed, "visit", round, client.name)
     lr = local.rate(progress)
-    context = Visit(start, random, lr, step_share)
+    context = Visit(shared, random, lr, step_share)
+    start = shared | (memory.get("own") or own_leaves(loss, client, seed))
     steps = local.steps * (len(client.train) if local.per_task else 1)
     kept = {key[6:]: value for key, value in memory.items() if key.startswith("optim.")}
     state = kept if local.keep_state and kept else local.optimizer.init(start)
@@ -151,12 +152,16 @@ def visit(
         task = realise(pick(client.train, random), random)
         estimate = method.objective.estimate(params, task, loss, context)
         size = float(tree.norm(estimate.grads))
-        grads = method.strategy.correct(tree.clip(estimate.grads, local.clip), received, memory)
+        grads = tree.clip(estimate.grads, local.clip)
+        grads = grads | method.strategy.correct(tree.only(grads, shared), received, memory)
         params, state = local.optimizer.step(params, grads, state, lr)
         for name, value in (estimate.metrics | {"gradient_norm": size}).items():
             totals[name] = totals.get(name, 0.0) + value / steps
-    report, memory = method.strategy.report(Outcome(start, params, steps, lr, weight), received, dict(memory))
+    outcome = Outcome(shared, tree.only(params, shared), steps, lr, weight)
+    report, memory = method.strategy.report(outcome, received, dict(memory))
     memory |= watcher.kept
+    if own := {key: leaf for key, leaf in params.items() if key not in shared}:
+        memory["own"] = own
     if local.keep_state:
         memory |= {f"optim.{key}": value for key, value in state.items()}
     totals["update_norm"] = float(tree.norm(report["delta"])) / float(report["stats"]["weight"])
@@ -164,6 +169,17 @@ def visit(
     for transform in method.privacy:
         report = transform.client(report, secret)
     return Reply(report, memory, totals, steps)
+
+
+def own_leaves(loss: Loss, client: Client, seed: int) -> Params:
+    """The leaves that a loss keeps at each client, as they are before the client's first visit; most have none.
+
+    They are trained with the shared leaves, by the same objective and optimiser, and never leave the client: reports
+    and corrections are about the shared leaves, and so is the pull towards the received weights. Their names must be
+    none of the model's.
+    """
+    own = getattr(loss, "own", None)
+    return {} if own is None else own(client, generator(seed, "own", client.name))
 
 
 class _Watcher:

@@ -13,11 +13,15 @@ from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, march_rays, view_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, render_pair, render_rays
-from fedfields.types import Batch, Params, Visible, VisibleLoss
+from fedfields.types import Batch, Client, Params, Visible, VisibleLoss
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from torch.nn import Module
+
+
+CODES = "own.codes"
+"""The leaf with the appearance codes of a client's photographs, ``[P, A]``. It never leaves the client."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class RadianceLoss:
     """Mean squared error of the rendered colour over rays and channels; the inputs of a batch are `Rays`.
 
     A field with a ``coarse`` half is rendered twice if the settings ask for fine samples; the errors are added. The
-    distortion of the last rendering may be a further term.
+    distortion of the last rendering may be a further term. If the field reads appearance codes, every photograph of a
+    client has one: the client's own leaf.
     """
 
     field: RadianceField
@@ -61,8 +66,13 @@ class RadianceLoss:
         errors = [(shown.colour - batch.targets).square().mean() for shown in seen]
         return _regularised(sum(errors[1:], errors[0]), seen[-1].distortion, self.settings.distortion)
 
+    def own(self, client: Client, generator: Generator) -> Params:
+        """Appearance codes, where the field reads them."""
+        return _codes(self.field, client)
+
     def see(self, params: Params, rays: Rays) -> list[Rendered]:
         """What the field shows along rays, the best last: twice, if it is a coarse and a fine one."""
+        rays = _in_its_light(params, rays)
         coarse = getattr(self.field, "coarse", None)
         if coarse is None or self.settings.fine == 0:
             return [render_rays(self.field, params, rays, self.settings)]
@@ -104,11 +114,14 @@ class MarchedLoss:
     """What the grid knows, ``[G, G, G]``; without it, everything counts as occupied."""
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        seen, count = march_rays(
-            partial(self.field, params), batch.inputs, self.settings, self.occupied, self.settings.samples
-        )
+        rays = _in_its_light(params, batch.inputs)
+        seen, count = march_rays(partial(self.field, params), rays, self.settings, self.occupied, self.settings.samples)
         error = (seen.colour - batch.targets[:count]).square().mean()
         return _regularised(error, seen.distortion, self.settings.distortion)
+
+    def own(self, client: Client, generator: Generator) -> Params:
+        """Appearance codes, where the field reads them."""
+        return _codes(self.field, client)
 
     @property
     def refresh_every(self) -> int:
@@ -133,13 +146,30 @@ class MarchedLoss:
 
     def render(self, params: Params, rays: Rays, chunk: int = 4096) -> Marched:
         """What is seen along all rays, ``chunk`` at a time, without history."""
-        radiance, occupied = partial(self.field, params), self.occupied
+        radiance, occupied, rays = partial(self.field, params), self.occupied, _in_its_light(params, rays)
         return Marched(*in_chunks(lambda part: view_rays(radiance, part, self.settings, occupied), rays, chunk))
 
 
 def _regularised(error: Tensor, distortion: Tensor, weight: float) -> Tensor:
     """The error plus ``weight`` times the mean distortion of the rays, where it has a weight."""
     return error + weight * distortion.mean() if weight else error
+
+
+def _codes(field: Any, client: Client) -> Params:
+    """An appearance code for each photograph of a client, if the field reads any: zeros, the neutral look, at first."""
+    length = getattr(field, "appearance", 0)
+    if not length:
+        return {}
+    if len(client.train) != 1:
+        raise ValueError(f"{client.name} has {len(client.train)} places; appearance codes are for photographs of one")
+    return {CODES: torch.zeros(len(client.train[0].support.photos), length)}  # pyright: ignore
+
+
+def _in_its_light(params: Params, rays: Rays) -> Rays:
+    """The rays with the appearance codes of their photographs, where the weights hold some."""
+    if rays.photo is None or CODES not in params:
+        return rays
+    return rays._replace(codes=params[CODES][rays.photo])
 
 
 @dataclass(frozen=True)

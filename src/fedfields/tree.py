@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
+def only(tree: Params, like: Params) -> Params:
+    """The leaves of ``tree`` whose names ``like`` has, in its order."""
+    return {key: tree[key] for key in like}
+
+
 def tree_map(function: Callable[..., Tensor], tree: Params, *others: Params) -> Params:
     """Applies ``function`` leaf by leaf; the trees must have the same keys."""
     return {key: function(leaf, *(other[key] for other in others)) for key, leaf in tree.items()}

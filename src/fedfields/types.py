@@ -101,7 +101,7 @@ class Visit(NamedTuple):
     """What a client knows about the visit in which a gradient is asked for.
 
     Attributes:
-        anchor: the received global weights.
+        anchor: the received global weights, without the client's own leaves.
         generator: source of all randomness of this visit.
         outer_lr: step size of the local optimiser (lambda_o).
         step_share: N / (R E M), the inverse of the outer steps that one client is expected to take in the

@@ -17,7 +17,7 @@ from fedfields.cli import main
 from fedfields.config import PRESETS, from_json, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method, visit
-from fedfields.fields import HashGrid, SimpleNerf
+from fedfields.fields import HashGrid, Nerf, SimpleNerf
 from fedfields.losses import render
 from fedfields.metrics import psnr
 from fedfields.objectives import Fit, Inner, Maml, MeNF, Reptile
@@ -137,6 +137,7 @@ def test_weights_of_another_field_are_refused(finished, tmp_path, capsys):
     ("changes", "words"),
     [
         ({"field": HashGrid()}, "second derivatives"),
+        ({"field": Nerf(appearance=3)}, "appearance codes"),
         ({"rays": preset("nerf").rays}, "rays:dense"),
         ({"field": preset("maml").field}, "field:simple-nerf"),
         ({"privacy": (Surrogate("own"),)}, "privacy:public-surrogate"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from fedfields.fields.appearance import check_length, with_codes
 from fedfields.lazy import torch
 from fedfields.types import Params
 
@@ -39,12 +40,16 @@ class HashGrid:
     latent: int = 15
     """Numbers that the density network hands to the colour network."""
 
+    appearance: int = 0
+    """Length of a photograph's appearance code (NeRF-W, section 4.1), which the colour network reads; 0 for none."""
+
     def __post_init__(self) -> None:
         if min(self.levels, self.log2_rows, self.coarsest, self.width) < 1 or self.finest < self.coarsest:
             raise ValueError(
                 f"a hash grid of {self.levels} levels from {self.coarsest} to {self.finest} cells; it needs at least "
                 "one level and cells that do not become fewer"
             )
+        check_length(self.appearance)
 
     @property
     def cells(self) -> list[int]:
@@ -59,7 +64,7 @@ class HashGrid:
         sizes = {
             "density.0": (2 * self.levels, self.width),
             "density.1": (self.width, 1 + self.latent),
-            "colour.0": (1 + self.latent, self.width),
+            "colour.0": (1 + self.latent + self.appearance, self.width),
             "colour.1": (self.width, 27),
         }
         for name, (fan_in, fan_out) in sizes.items():
@@ -79,15 +84,21 @@ class HashGrid:
         """``[N]``, per unit of distance in the cube."""
         return density_of(self.latents(params, positions)[:, 0])
 
-    def coefficients(self, params: Params, latents: Tensor) -> Tensor:
+    def coefficients(self, params: Params, latents: Tensor, codes: Tensor | None = None) -> Tensor:
         """Spherical-harmonic coefficients ``[N, 3, 9]``, nine for each colour."""
-        hidden = torch.nn.functional.linear(latents, params["colour.0.weight"]).relu()
+        inputs = with_codes(latents, codes, self.appearance)
+        hidden = torch.nn.functional.linear(inputs, params["colour.0.weight"]).relu()
         return torch.nn.functional.linear(hidden, params["colour.1.weight"]).view(-1, 3, 9)
 
-    def __call__(self, params: Params, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Density ``[N]`` and colour ``[N, 3]`` in (0, 1) at positions in the cube, seen along unit directions."""
+    def __call__(
+        self, params: Params, positions: Tensor, directions: Tensor, codes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Density ``[N]`` and colour ``[N, 3]`` in (0, 1) at positions in the cube, seen along unit directions.
+
+        Codes ``[N, appearance]`` say in which light; without them it is the neutral one, of codes of zeros.
+        """
         latents = self.latents(params, positions)
-        shades = torch.bmm(self.coefficients(params, latents), harmonics(directions)[..., None])[..., 0]
+        shades = torch.bmm(self.coefficients(params, latents, codes), harmonics(directions)[..., None])[..., 0]
         return density_of(latents[:, 0]), shades.sigmoid()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedfields.fields.appearance import check_length, with_codes
 from fedfields.lazy import torch
 from fedfields.types import Params
 
@@ -85,6 +86,9 @@ class Nerf:
     direction_octaves: int = 4
     """The same for the direction."""
 
+    appearance: int = 0
+    """Length of a photograph's appearance code (NeRF-W, section 4.1), which the colour head reads; 0 for none."""
+
     def __post_init__(self) -> None:
         if self.width < 2 or min(self.depth, self.skip) < 1:
             raise ValueError(
@@ -93,6 +97,7 @@ class Nerf:
             )
         if min(self.octaves, self.direction_octaves) < 0:
             raise ValueError(f"{self.octaves} and {self.direction_octaves} octaves; neither may be negative")
+        check_length(self.appearance)
 
     def init(self, generator: Generator) -> Params:
         """Glorot's weights in U(-a, a), a = sqrt(6 / (fan_in + fan_out)), and biases of zero, as in their code."""
@@ -103,17 +108,23 @@ class Nerf:
             params |= _glorot_init(f"layers.{i}", fan_in, self.width, generator)
         params |= _glorot_init("density", self.width, 1, generator)
         params |= _glorot_init("feature", self.width, self.width, generator)
-        params |= _glorot_init("head", self.width + direction, self.width // 2, generator)
+        params |= _glorot_init("head", self.width + direction + self.appearance, self.width // 2, generator)
         return params | _glorot_init("colour", self.width // 2, 3, generator)
 
-    def __call__(self, params: Params, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and directions of length one, ``[N, 3]``, to density ``[N]`` and colour ``[N, 3]`` in (0, 1)."""
+    def __call__(
+        self, params: Params, positions: Tensor, directions: Tensor, codes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and directions of length one, ``[N, 3]``, to density ``[N]`` and colour ``[N, 3]`` in (0, 1).
+
+        Codes ``[N, appearance]`` say in which light; without them it is the neutral one, of codes of zeros.
+        """
         encoded = hidden = _encode(positions, self.octaves)
         for i in range(self.depth):
             hidden = torch.cat([encoded, hidden], dim=-1) if i == self.skip else hidden
             hidden = _linear(params, f"layers.{i}", hidden).relu()
         density = torch.nn.functional.softplus(_linear(params, "density", hidden)[:, 0])
         seen = torch.cat([_linear(params, "feature", hidden), _encode(directions, self.direction_octaves)], dim=-1)
+        seen = with_codes(seen, codes, self.appearance)
         return density, _linear(params, "colour", _linear(params, "head", seen).relu()).sigmoid()
 
 

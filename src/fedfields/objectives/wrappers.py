@@ -60,7 +60,7 @@ class Proximal(Objective):
     """The objective to which the pull is added."""
 
     mu: float = 0.1
-    """Strength of the pull towards the received weights."""
+    """Strength of the pull towards the received weights; leaves that the client never sends are not pulled."""
 
     @property
     def queries(self) -> bool:
@@ -72,10 +72,10 @@ class Proximal(Objective):
         if self.mu == 0:
             return base
         drift = params if visit.differentiable else tree.detach(params)
-        grads = {
-            key: torch.add(grad, drift[key] - visit.anchor[key], alpha=self.mu) for key, grad in base.grads.items()
+        pulled = {
+            key: torch.add(base.grads[key], drift[key] - anchor, alpha=self.mu) for key, anchor in visit.anchor.items()
         }
-        return base._replace(grads=grads)
+        return base._replace(grads=base.grads | pulled)
 
 
 @dataclass(frozen=True)

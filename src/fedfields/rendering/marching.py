@@ -157,7 +157,8 @@ def _samples(rays: Rays, marching: Marching, occupied: Tensor) -> Packed:
 def _ask(radiance: Radiance, rays: Rays, ray: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     """Density ``[N]`` and colour ``[N, 3]`` at distances ``middle [N]`` along the rays with the indices ``ray [N]``."""
     along = rays.directions[ray]
-    return radiance(rays.origins[ray] + middle[:, None] * along, along)
+    codes = () if rays.codes is None else (rays.codes[ray],)
+    return radiance(rays.origins[ray] + middle[:, None] * along, along, *codes)
 
 
 def _composited(density: Tensor, colour: Tensor, samples: Packed, rays: Rays, marching: Marching) -> Marched:

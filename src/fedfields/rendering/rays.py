@@ -15,10 +15,12 @@ from fedfields.types import Params
 if TYPE_CHECKING:
     from torch import Tensor
 
-Radiance = Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
-"""``(positions [N, 3], directions [N, 3]) -> (density [N], colour [N, 3])``: anything that can be rendered."""
+Radiance = Callable[..., tuple["Tensor", "Tensor"]]
+"""``(positions [N, 3], directions [N, 3]) -> (density [N], colour [N, 3])``: anything that can be rendered.
 
-RadianceField = Callable[[Params, "Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+It is given ``codes [N, A]`` too if the rays have some."""
+
+RadianceField = Callable[..., tuple["Tensor", "Tensor"]]
 """The same as a function of weights, which come first."""
 
 
@@ -32,6 +34,8 @@ class Rays(NamedTuple):
         far: ``[R]``, the distance at which it ends.
         jitter: ``[R, S]`` in [0, 1), the places of the samples, fine ones last; without it they are regular.
         background: ``[R, 3]``, what is behind each ray; without it, what the settings say.
+        photo: ``[R]`` int64, which of the owner's photographs each ray is from.
+        codes: ``[R, A]``, the appearance that each ray is to be seen in; without it, the neutral one.
     """
 
     origins: Tensor
@@ -40,6 +44,8 @@ class Rays(NamedTuple):
     far: Tensor
     jitter: Tensor | None = None
     background: Tensor | None = None
+    photo: Tensor | None = None
+    codes: Tensor | None = None
 
     def chosen(self, index: Tensor | slice) -> Rays:
         """The rays at ``index``, in its order."""
@@ -127,7 +133,8 @@ def march_at(radiance: Radiance, rays: Rays, settings: RenderSettings, samples: 
     """Renders rays ``[R]`` from samples ``[R, S]`` that are given."""
     positions = rays.origins[:, None] + samples.at[..., None] * rays.directions[:, None]
     directions = rays.directions[:, None].expand_as(positions)
-    densities, colours = radiance(positions.reshape(-1, 3), directions.reshape(-1, 3))
+    codes = () if rays.codes is None else (rays.codes.repeat_interleave(samples.at.shape[1], 0),)
+    densities, colours = radiance(positions.reshape(-1, 3), directions.reshape(-1, 3), *codes)
     return composite(
         densities.reshape(samples.at.shape),
         colours.reshape(positions.shape),

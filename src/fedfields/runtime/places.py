@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedfields.adaptation import Adaptation, adapt
 from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.fields import FourierMlp, HashGrid, Siren
 from fedfields.gallery import Cell, save_sheet
-from fedfields.losses import MarchedLoss, RadianceLoss
+from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
+from fedfields.optim import Adam
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -22,9 +25,9 @@ from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.scenes.scene import Place, Scene
 from fedfields.scenes.tour import publish
-from fedfields.scenes.views import Photo, photo_rays, photos_of
+from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
 from fedfields.seeds import generator
-from fedfields.types import Params
+from fedfields.types import Batch, Client, Params, Task
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -32,7 +35,32 @@ SHOWN = 6
 EARLY_VIEWS = 5
 """Test photographs rendered in the evaluations before the last one."""
 
+FITTING = Adaptation(steps=200, lr=0.2, batch=256, clip=0.0, optimizer=Adam())
+"""How the appearance code of a test photograph is fitted to its left half, as NeRF-W is judged."""
+
 RadianceFieldLoss = MarchedLoss | RadianceLoss
+
+
+class Shot(NamedTuple):
+    """A photograph, and what the field shows in its place.
+
+    Attributes:
+        truth: ``[H, W, 3]``.
+        colour: ``[H, W, 3]``, not clamped.
+        depth: ``[H, W, 3]``, nearness as grey.
+        first: the first column that is scored; those before it were used to fit the appearance.
+    """
+
+    truth: Tensor
+    colour: Tensor
+    depth: Tensor
+    first: int
+
+    def figures(self) -> dict:
+        """PSNR and SSIM of the columns that are scored, and whether the others were fitted."""
+        shown, truth = self.colour[:, self.first :], self.truth[:, self.first :]
+        scores = {"psnr": psnr(shown, truth), "ssim": ssim(shown.clamp(0, 1), truth)}
+        return scores | ({"fitted": "left half"} if self.first else {})
 
 
 class PlaceSetup(NamedTuple):
@@ -57,17 +85,17 @@ class PlaceSetup(NamedTuple):
         publish(folder, self.federation.frame, photos_of(self.federation.clients))
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
-        """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
+        """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one.
+
+        A field with appearance codes cannot know in which light a test photograph was taken. As in NeRF-W and
+        DecentNeRF, its code is fitted to the left half, everything else frozen, and the right half is scored.
+        """
         photos = self.federation.tests if final else thinned(self.federation.tests, EARLY_VIEWS)
         if not photos:
             return {"psnr": {}, "ssim": {}, "views": {}}
         with one_thread():
             see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
-            figures = {}
-            for photo in photos:
-                shown = see(photo_rays(photo.pose, photo.camera)).colour.reshape(photo.colours.shape)
-                truth = photo.colours.float() / 255
-                figures[photo.name] = {"psnr": psnr(shown, truth), "ssim": ssim(shown.clamp(0, 1), truth)}
+            figures = {photo.name: self._shot(see, photo).figures() for photo in photos}
         means = {name: mean(one[name] for one in figures.values()) for name in ("psnr", "ssim")}
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures}
 
@@ -83,14 +111,33 @@ class PlaceSetup(NamedTuple):
         see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
         rows: dict[str, list[Cell | None]] = {}
         for photo in thinned(self.federation.tests, SHOWN):
-            shown = see(photo_rays(photo.pose, photo.camera))
-            truth, colour = photo.colours.float() / 255, shown.colour.reshape(photo.colours.shape)
-            depth = depth_picture(shown).reshape(*truth.shape[:2], 1).expand_as(truth)
-            rows[photo.name] = [Cell(truth), Cell(colour, f"{psnr(colour, truth):.1f} dB"), Cell(depth)]
+            shot = self._shot(see, photo)
+            rows[photo.name] = [
+                Cell(shot.truth),
+                Cell(shot.colour, f"{shot.figures()['psnr']:.1f} dB"),
+                Cell(shot.depth),
+            ]
+        title = "Photographs that nobody trained on"
+        if self._appearance:
+            title += "; appearance fitted to the left half, scored on the right"
         if rows:
-            save_sheet(
-                folder / "images", "place", "Photographs that nobody trained on", ["truth", "field", "depth"], rows
-            )
+            save_sheet(folder / "images", "place", title, ["truth", "field", "depth"], rows)
+
+    @property
+    def _appearance(self) -> int:
+        return getattr(self.experiment.field, "appearance", 0)
+
+    def _shot(self, see: Viewer, photo: Photo) -> Shot:
+        """A test photograph and what is seen in its place: in the light of its left half, if there are codes."""
+        rays = photo_rays(photo.pose, photo.camera)
+        if self._appearance:
+            like = self.federation.clients[0].train[0].support
+            signal = dataclasses.replace(like, photos=(left_half(photo),))  # pyright: ignore
+            code = see.fitted(signal, generator(self.experiment.seed, "appearance", photo.name))
+            rays = rays._replace(codes=code.expand(len(rays.near), -1))
+        shown, truth = see(rays), photo.colours.float() / 255
+        depth = depth_picture(shown).reshape(*truth.shape[:2], 1).expand_as(truth)
+        return Shot(truth, shown.colour.reshape(truth.shape), depth, photo.camera.width // 2 if self._appearance else 0)
 
 
 def set_up_place(experiment: Experiment) -> PlaceSetup:
@@ -145,6 +192,18 @@ class Viewer:
 
     def __call__(self, rays: Rays) -> Marched:
         return self._loss.render(self._params, rays)
+
+    def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
+        """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
+        task = Task(signal, signal)
+        own = self._loss.own(Client("photograph", (task,)), random)
+        if not len(signal):
+            return own[CODES]
+
+        def loss(own: Params, batch: Batch) -> Tensor:
+            return self._loss(self._params | own, batch)
+
+        return adapt(own, task, loss, FITTING, random)[CODES]
 
 
 def thinned(photos: tuple[Photo, ...], most: int) -> tuple[Photo, ...]:

@@ -119,6 +119,8 @@ def radiance_loss(experiment: Experiment) -> RadianceLoss:
     if isinstance(field, Siren | FourierMlp):
         name = type(field).__name__
         raise UserError(f"{name} is a field of pictures; for objects choose field:simple-nerf or field:nerf")
+    if getattr(field, "appearance", 0):
+        raise UserError("appearance codes are for the photographs of one place, not of many objects; leave them out")
     if isinstance(rays, Marching):
         raise UserError("marched rays know one place, not many objects; choose rays:dense")
     if isinstance(field, HashGrid) and experiment.objective.second_order:

@@ -51,6 +51,12 @@ def load_photo(view: View, frame: Frame, scale: float = 1.0) -> Photo:
     return Photo(view.name, frame.pose(view.pose).float(), picture.camera, colours, usable)
 
 
+def left_half(photo: Photo) -> Photo:
+    """The photograph, of whose left half alone the pixels may be used."""
+    pixels = _pixels(photo)
+    return photo._replace(usable=pixels[pixels % photo.camera.width < photo.camera.width // 2])
+
+
 class _Store(NamedTuple):
     """All photographs behind one another: where each ends, its pose, where the directions of its camera begin; and of
     every usable pixel its colour and its place in its photograph."""
@@ -163,7 +169,7 @@ class RaySignal:
         view = torch.searchsorted(store.ends, index, right=True)
         local = store.directions[store.first[view] + store.pixels[index]]
         poses = store.poses[view]
-        return in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])
+        return in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])._replace(photo=view)
 
 
 def photos_of(clients: Sequence[Client]) -> list[Photo]:
