@@ -21,7 +21,7 @@ from fedfields.runtime.pool import Pool, one_thread
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.grid import GridSignal
 from fedfields.seeds import generator
-from fedfields.types import Client, Params
+from fedfields.types import Advance, Client, Params
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -53,8 +53,18 @@ class PictureSetup(NamedTuple):
         assert isinstance(self.context.loss, FieldLoss)
         return self.context.loss
 
-    def begin(self, folder: Path) -> None:
-        """Nothing has to be published."""
+    def begin(self, folder: Path, advance: Advance) -> PictureSetup:
+        """Nothing has to be published or made."""
+        return self
+
+    @property
+    def shared(self) -> Params:
+        """Nothing travels but weights."""
+        return {}
+
+    def whole(self, params: Params) -> Params:
+        """The weights travel as they are."""
+        return params
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """Quality after adaptation and, once somebody has uploaded, privacy."""
@@ -81,6 +91,8 @@ def set_up_pictures(experiment: Experiment) -> PictureSetup:
     if not isinstance(experiment.field, Siren | FourierMlp):
         name = type(experiment.field).__name__
         raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
+    if experiment.compression is not None:
+        raise UserError("low-rank weights are for fields of places, not of pictures; leave out compression:low-rank")
     federation = experiment.data.load(experiment.seed)
     clients = federation.clients
     try:

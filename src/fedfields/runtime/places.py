@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fedfields.config import Experiment
 from fedfields.errors import UserError
-from fedfields.fields import FourierMlp, HashGrid, Siren
+from fedfields.fields import Factored, FourierMlp, HashGrid, Siren, expanded
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
@@ -21,11 +22,12 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.start import start_of
 from fedfields.scenes.scene import Place, Scene
 from fedfields.scenes.tour import tour_of
 from fedfields.scenes.views import Photo, photo_rays
 from fedfields.seeds import generator
-from fedfields.types import Params
+from fedfields.types import Advance, Params
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -43,7 +45,7 @@ class PlaceSetup(NamedTuple):
         experiment: the whole configuration.
         federation: the owners and the test photographs.
         context: method, clients, loss.
-        params: the initial weights.
+        params: the initial weights; after `begin`, those that round 1 starts from.
         settings: rounds, cohort, seed, weights.
     """
 
@@ -53,11 +55,30 @@ class PlaceSetup(NamedTuple):
     params: Params
     settings: Settings
 
-    def begin(self, folder: Path) -> None:
-        """Publishes the shared frame, and a way around the place, in the run's folder."""
+    def begin(self, folder: Path, advance: Advance) -> PlaceSetup:
+        """Publishes the shared frame, and a way around the place, in the run's folder; then makes the weights that
+        round 1 starts from, or reads them if they are already there."""
         self.federation.frame.save(folder / "scene.json")
         photos = [photo for client in self.federation.clients for photo in client.train[0].support.photos]  # pyright: ignore
         tour_of([photo.pose for photo in photos], [photo.camera for photo in photos]).save(folder / "tour.json")
+        loss = self.context.loss
+        assert isinstance(loss, MarchedLoss | RadianceLoss)
+        start = start_of(
+            self.experiment, self.federation.public, loss, self.params, folder / "start.safetensors", advance
+        )
+        if start.shared:
+            loss = dataclasses.replace(loss, field=Factored(loss.field, start.shared))
+        return self._replace(params=start.params, context=self.context._replace(loss=loss))
+
+    @property
+    def shared(self) -> Params:
+        """Frozen factors that every client gets once, beside the weights."""
+        field = getattr(self.context.loss, "field", None)
+        return field.shared if isinstance(field, Factored) else {}
+
+    def whole(self, params: Params) -> Params:
+        """The weights of the experiment's field from those that travel."""
+        return expanded(params, self.shared)
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
@@ -108,7 +129,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     if isinstance(experiment.rays, Marching) and _second_order(experiment.objective):
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
-    place = experiment.data.load(jitters)
+    place = experiment.data.load(jitters, experiment.seed)
     loss = loss_for(experiment)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]
