@@ -78,7 +78,8 @@ class Experiment:
     """Worker processes; 0 decides after timing the first visit. The result does not depend on it."""
 
     warm_up: int = 0
-    """Outer steps that the server takes on the public photographs of a place (--data.public) before the first round."""
+    """Outer steps of local.lr that the server takes on the public photographs of a place (--data.public) before the
+    first round."""
 
     compression: LowRank | None = None
     """How the weights of a field of a place are made smaller for the way; none sends them as they are."""
@@ -257,8 +258,8 @@ _preset(
     "the same place, photographs shared out among owners: hash grids, averaged",
     **_NGP | {"data": Scene(clients=4), "cohort": 4},
 )
-# The paper's setting, hours on a GPU: --width 128 --samples 64 --fine 128 --batch 1024 --local.lr 5e-3
-# --local.steps 1000 --warm-up 20000, on pictures of 400 pixels; this one is in proportion, minutes on two cores.
+# The size of the paper's code: --width 128 --samples 64 --fine 128 --objective.batch 1024 --local.lr 5e-3
+# --local.steps 1000 --warm-up 20000, on pictures of 400 pixels; this one keeps the proportions on two cores.
 _preset(
     "fednerf",
     "FedNeRF (Holden et al. 2023): coarse and fine NeRF, warmed up on public photographs; Adam stays with the owners",

@@ -184,7 +184,7 @@ def test_a_warm_up_that_diverges_is_one_clear_line(capture, tmp_path):
 
 
 def test_resuming_and_worker_processes_change_nothing(capture, tmp_path):
-    federated = experiment(capture, data=Scene(capture, clients=3), cohort=2)
+    federated = experiment(capture, data=Scene(capture, clients=3), cohort=2, compression=LowRank())
     run(federated, tmp_path / "whole")
     run(dataclasses.replace(federated, workers=2), tmp_path / "parallel")
     whole = load_weights(tmp_path / "whole" / "model.safetensors")
