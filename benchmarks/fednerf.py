@@ -95,12 +95,17 @@ def row(name: str, experiment: Experiment, folder: Path) -> dict:
     return found
 
 
+def label(name: str) -> str:
+    """A name short enough for the end of a curve."""
+    return name.removesuffix(", whole").replace("low-rank", "low")
+
+
 def draw(rows: list[dict], path: Path) -> None:
     """PSNR over merges as a picture of its own; a curve begins where its kind of weights starts."""
     first = {one["run"].split(", ")[1]: one["psnr"] for one in rows if not one["merges"]}
     curves = {one["run"]: one["merges"] for one in rows if one["merges"]}
     lines = [
-        Line([(0, first[name.split(", ")[1]]), *((one["merge"], one["psnr"]) for one in merges)], look, name)
+        Line([(0, first[name.split(", ")[1]]), *((one["merge"], one["psnr"]) for one in merges)], look, label(name))
         for look, (name, merges) in enumerate(curves.items(), 1)
     ]
     svg = over_rounds("PSNR of test photographs by merge", lines, DECIBELS)
