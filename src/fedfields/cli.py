@@ -95,7 +95,7 @@ class Output:
 
 
 def _run(arguments: list[str]) -> int:
-    from fedfields.config import PRESETS, choose, preset
+    from fedfields.config import AXES, PRESETS, choose, preset
 
     words, flags = _split(arguments)
     names = [word for word in words if ":" not in word]
@@ -104,6 +104,11 @@ def _run(arguments: list[str]) -> int:
     if len(names) > 1:
         raise UserError(f"one preset at a time, found {' and '.join(names)}; choose parts as axis:name")
     output, rest = _parse_some(Output, Output(), flags)
+    for axis in AXES:
+        if f"--{axis}" in rest:
+            raise UserError(
+                f"--{axis} is no setting but a part; choose it as {axis}:NAME, one of {', '.join(AXES[axis])}"
+            )
     name = names[0] if names else "maml"
     if output.resume:
         from fedfields.runtime.run import load_experiment
@@ -141,8 +146,10 @@ def _train(experiment: Any, folder: Path, name: str, output: Output) -> int:
     from fedfields.terminal import console, progress, show_summary, warn
 
     try:
-        with progress(name, experiment.rounds) as on_round:
-            summary = run(experiment, folder, name=name, resume=output.resume, on_round=on_round, warn=warn)
+        with progress(name, experiment.rounds) as (on_round, advance):
+            summary = run(
+                experiment, folder, name=name, resume=output.resume, on_round=on_round, warn=warn, advance=advance
+            )
     except Interrupted as stop:
         _complain(str(stop))
         return 130

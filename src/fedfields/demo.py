@@ -37,7 +37,7 @@ def demo(out: Path, seed: int) -> int:
         experiment, folder = experiment_of(name, seed), out / name
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            with progress(name, experiment.rounds) as on_round:
+            with progress(name, experiment.rounds) as (on_round, _):
                 summaries[name] = run(experiment, folder, name=name, on_round=on_round, warn=warn)
         except Interrupted as stop:
             console.print(str(stop))

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedfields.report.words import attack_name
+from fedfields.types import Advance
 
 console = Console()
 errors = Console(stderr=True)
@@ -27,8 +28,9 @@ def warn(line: str) -> None:
 
 
 @contextmanager
-def progress(name: str, rounds: int) -> Iterator[Callable[[dict, int], None]]:
-    """A bar over rounds; yields what is to be called with each round's record."""
+def progress(name: str, rounds: int) -> Iterator[tuple[Callable[[dict, int], None], Advance]]:
+    """A bar over rounds, and over what comes before them; yields what is to be called with each round's record, and
+    with what is done before."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,9 +47,12 @@ def progress(name: str, rounds: int) -> Iterator[Callable[[dict, int], None]]:
                 figures += f", dropped {len(record['dropped'])}"
             if "psnr_p" in record or record.get("views"):
                 bar.console.print(f"[dim]{escape(name)} round {record['round']}: {_evaluated(record)}[/]")
-            bar.update(task, completed=record["round"], total=total, figures=figures)
+            bar.update(task, description=escape(name), completed=record["round"], total=total, figures=figures)
 
-        yield on_round
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{escape(name)}: {escape(what)}", completed=done, total=total)
+
+        yield on_round, advance
 
 
 def _evaluated(record: Mapping[str, Any]) -> str:
@@ -66,7 +71,7 @@ def _evaluated(record: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def steps_progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
+def steps_progress(name: str) -> Iterator[Advance]:
     """A bar over anything; yields ``advance(what, done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as bar:

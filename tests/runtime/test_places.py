@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,19 +10,24 @@ import torch
 from fedfields.config import Experiment, from_json, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import Local
-from fedfields.fields import CoarseFine, HashGrid, Nerf, SimpleNerf, Siren
+from fedfields.fields import CoarseFine, HashGrid, LowRank, Nerf, SimpleNerf, Siren, expanded
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.objectives import Fit, Maml, MeNF
 from fedfields.rendering.marching import Marching, march_rays
 from fedfields.rendering.rays import RenderSettings
+from fedfields.runtime import start
 from fedfields.runtime.audit_run import audit_run
-from fedfields.runtime.checkpoint import load_weights
-from fedfields.runtime.run import run, set_up
+from fedfields.runtime.checkpoint import load_weights, save_weights
+from fedfields.runtime.pool import one_thread
+from fedfields.runtime.products import load_trained
+from fedfields.runtime.run import Interrupted, run, set_up
 from fedfields.scenes.scene import Scene
 from fedfields.scenes.views import in_cube
+from fedfields.seeds import generator
 from tests.scenes.ball import write_capture
 
 GRID = HashGrid(levels=6, log2_rows=11, coarsest=4, finest=48, width=16, latent=7)
+PAIR = CoarseFine(Nerf(width=32, depth=3, octaves=5, direction_octaves=2, skip=2))
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +70,121 @@ def test_a_hash_grid_learns_the_ball(capture, tmp_path):
         audit_run(tmp_path / "run", None)
 
 
-def test_a_federation_of_one_is_centralised_training_to_the_bit(capture, tmp_path):
-    run(experiment(capture), tmp_path / "alone")
-    one = dataclasses.replace(preset("fedavg-ngp"), data=Scene(capture, clients=1))
-    names = ("field", "rays", "objective", "local", "rounds", "workers")
-    run(dataclasses.replace(one, **{name: getattr(experiment(capture), name) for name in names}), tmp_path / "one")
-    assert same(*(load_weights(tmp_path / name / "model.safetensors") for name in ("alone", "one")))
+def by_hand(loss, client, start, experiment, shared):
+    """The weights after three visits to one client, by torch.optim.Adam on the rays that it draws.
+
+    At the end of a visit stands what a server makes of the difference that travels.
+    """
+    local, adam, kept = experiment.local, experiment.local.optimizer, {}
+    params = {key: leaf.clone().requires_grad_() for key, leaf in start.items()}
+    betas = (adam.beta1, adam.beta2)
+    optimiser = torch.optim.Adam(params.values(), lr=local.lr, betas=betas, eps=adam.epsilon, foreach=False)
+    for number in (1, 2, 3):
+        random = generator(experiment.seed, "visit", number, client.name)
+        before = {key: leaf.detach().clone() for key, leaf in params.items()}
+        for step in range(local.steps):
+            if isinstance(loss, MarchedLoss) and step % loss.refresh_every == 0:
+                loss, kept = loss.refreshed(expanded(params, shared), kept, random)
+            optimiser.zero_grad()
+            batch = client.train[0].support.sample(experiment.objective.batch, random)
+            loss(expanded(params, shared), batch).backward()
+            optimiser.step()
+        with torch.no_grad():
+            for key, leaf in params.items():
+                leaf.copy_(before[key] - (before[key] - leaf))
+    return {key: leaf.detach() for key, leaf in params.items()}
+
+
+@pytest.mark.parametrize("compression", [None, LowRank(energy=0.7)], ids=["whole", "low-rank"])
+@pytest.mark.parametrize(
+    "field, rays",
+    [(GRID, Marching(steps=96, cells=16, refresh=10)), (PAIR, RenderSettings(samples=8, fine=8))],
+    ids=["hash-grid", "coarse-fine"],
+)
+def test_a_federation_of_one_is_centralised_training_to_the_bit(capture, tmp_path, field, rays, compression):
+    """Also what comes before it: a warm-up is centralised training on the public photographs."""
+    local = dataclasses.replace(preset("nerf").local, steps=7, final=1.0)
+    changes = {"field": field, "rays": rays, "compression": compression, "local": local, "objective": Fit(batch=64)}
+    one = experiment(capture, data=Scene(capture, public=4), warm_up=21, rounds=3, **changes)
+    run(one, tmp_path / "run")
+    setup = set_up(one)
+    with one_thread():
+        params = by_hand(setup.context.loss, setup.federation.public, setup.params, one, {})
+        params, shared = compression.factors(params) if compression else (params, {})
+        params = by_hand(setup.context.loss, setup.context.clients[0], params, one, shared)
+        params = expanded(params, shared)
+    found = load_weights(tmp_path / "run" / "model.safetensors")
+    assert bool(shared) == bool(compression) and found.keys() == params.keys() and same(found, params)
+
+
+def test_a_run_that_is_interrupted_goes_on_from_the_same_start(capture, tmp_path, monkeypatch):
+    """During the warm-up, and after it, which is then not repeated."""
+    # Clipping looks at the order of weights.
+    local = dataclasses.replace(preset("nerf").local, steps=10, final=1.0, clip=1e-3)
+    data = Scene(capture, clients=2, public=4)
+    one = experiment(capture, data=data, cohort=2, warm_up=25, compression=LowRank(), local=local)
+    told = []
+    run(one, tmp_path / "whole", advance=lambda *what: told.append(what))
+    assert told == [("warm-up", 0, 25), ("warm-up", 10, 25), ("warm-up", 20, 25)]
+
+    def press(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="before the first round; go on with: fedfields run --resume"):
+        run(one, tmp_path / "broken", advance=press)
+    assert not (tmp_path / "broken" / "start.safetensors").exists()
+    with pytest.raises(Interrupted, match="after round 1 of 4"):
+        run(one, tmp_path / "broken", resume=True, on_round=press)
+    shutil.rmtree(tmp_path / "broken" / "checkpoints")  # As if round 1 had not been over.
+    monkeypatch.setattr(start, "_warm_up", press)
+    for name, value in (("warm_up", 0), ("compression", None)):
+        with pytest.raises(UserError, match=f"started with another {name.replace('_', '-')}"):
+            run(dataclasses.replace(one, **{name: value}), tmp_path / "broken", resume=True)
+    run(one, tmp_path / "broken", resume=True)
+    for name in ("start.safetensors", "model.safetensors"):
+        found = [load_weights(tmp_path / folder / name) for folder in ("whole", "broken")]
+        assert found[0].keys() == found[1].keys() and same(*found), name
+
+
+def test_low_rank_weights_travel_light_to_the_byte(capture, tmp_path):
+    """By hand: of rank 5, 4 bytes a number and 8 for the weight of a report; what is shared goes to everybody once."""
+    changes = {"field": PAIR, "rays": RenderSettings(samples=8, fine=8), "objective": Fit(batch=32)}
+    data = Scene(capture, clients=3)
+    run(experiment(capture, data=data, cohort=2, compression=LowRank(rank=5), **changes), tmp_path / "run")
+    shapes = [(32, 33), (32, 32), (32, 65), (1, 32), (32, 32), (16, 47), (3, 16)]
+    ranks = [5, 5, 5, 1, 5, 5, 3]
+    biases = 32 + 32 + 32 + 1 + 32 + 16 + 3
+    sent = 2 * 4 * (sum(rows * rank for (rows, _), rank in zip(shapes, ranks, strict=True)) + biases)
+    once = 2 * 4 * sum(rank * columns for (_, columns), rank in zip(shapes, ranks, strict=True))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["bytes_up"] for one in records] == [2 * (sent + 8)] * 4
+    assert [one["bytes_down"] for one in records] == [2 * sent + 3 * once] + [2 * sent] * 3
+    trained = load_trained(tmp_path / "run")  # Nobody who looks at the result needs to know.
+    assert {key: leaf.shape for key, leaf in trained.params.items()} == {
+        key: leaf.shape for key, leaf in PAIR.init(torch.Generator()).items()
+    }
+
+
+def test_a_start_that_is_no_good_is_one_clear_line(capture, tmp_path):
+    one = experiment(capture, data=Scene(capture, public=2), warm_up=3, rounds=1)
+    run(one, tmp_path / "run")
+    file = tmp_path / "run" / "start.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        run(one, tmp_path / "run", resume=True)
+    save_weights(file, {"else": torch.zeros(3)})
+    with pytest.raises(UserError, match="belongs to another field"):
+        run(one, tmp_path / "run", resume=True)
+
+
+def test_a_warm_up_that_diverges_is_one_clear_line(capture, tmp_path):
+    local = Local(steps=10, lr=1e30, clip=0.0)
+    with pytest.raises(UserError, match="the warm-up diverged"):
+        run(experiment(capture, data=Scene(capture, public=2), warm_up=30, local=local), tmp_path / "run")
 
 
 def test_resuming_and_worker_processes_change_nothing(capture, tmp_path):
-    federated = experiment(capture, data=Scene(capture, clients=3), cohort=2)
+    federated = experiment(capture, data=Scene(capture, clients=3), cohort=2, compression=LowRank())
     run(federated, tmp_path / "whole")
     run(dataclasses.replace(federated, workers=2), tmp_path / "parallel")
     whole = load_weights(tmp_path / "whole" / "model.safetensors")
@@ -103,15 +214,14 @@ def test_a_simple_nerf_learns_too(capture, tmp_path):
 
 
 def test_a_coarse_and_a_fine_nerf_learn_together(capture, tmp_path):
-    pair = CoarseFine(Nerf(width=32, depth=3, octaves=5, direction_octaves=2, skip=2))
     local = dataclasses.replace(preset("fednerf").local, steps=20, lr=5e-3)
-    changes = {"field": pair, "rays": RenderSettings(samples=12, fine=12), "local": local, "objective": Fit(batch=128)}
+    changes = {"field": PAIR, "rays": RenderSettings(samples=12, fine=12), "local": local, "objective": Fit(batch=128)}
     federated = experiment(capture, rounds=8, data=Scene(capture, clients=2), cohort=2, **changes)
     summary = run(federated, tmp_path / "run")
     assert summary["psnr"]["held_out"]["0"] > 16
     weights = load_weights(tmp_path / "run" / "model.safetensors")
-    start = pair.init(torch.Generator().manual_seed(0))
-    assert set(weights) == set(start) and not any(torch.equal(weights[k], start[k]) for k in start if "weight" in k)
+    fresh = PAIR.init(torch.Generator().manual_seed(0))
+    assert set(weights) == set(fresh) and not any(torch.equal(weights[k], fresh[k]) for k in fresh if "weight" in k)
 
 
 def test_fine_samples_gather_where_the_coarse_field_is():

@@ -13,7 +13,7 @@ from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.posed import Capture, View
 from fedfields.scenes.scene import Scene
 from fedfields.scenes.tour import Tour, load_tour, tour_of
-from fedfields.scenes.views import Photo, RaySignal, in_cube, photo_rays, shared_out
+from fedfields.scenes.views import Photo, RaySignal, drawn, in_cube, photo_rays, shared_out
 from tests.scenes.ball import pixels_of, write_capture
 
 
@@ -85,6 +85,37 @@ def test_sharing_out_is_an_exact_partition_by_azimuth(partition, clients):
     if partition == "separate":
         edges = [(min(map(azimuth, share)), max(map(azimuth, share))) for share in shares]
         assert all(a[1] < b[0] for a, b in itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize("partition", ["interleave", "separate"])
+def test_every_number_of_photographs_is_shared_out_exactly_among_every_number_of_clients(partition):
+    photos = [photo(turn=0.7 * i) for i in range(13)]
+    for count, public in itertools.product(range(1, 14), range(4)):
+        for clients in range(1, count - public + 1):
+            common, private = drawn(photos[:count], public, random(count))
+            shares = shared_out(private, clients, partition)
+            names = [one.name for share in (common, *shares) for one in share]
+            assert sorted(names) == sorted(one.name for one in photos[:count])
+            assert len(common) == public and min(map(len, shares)) >= 1
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_public_photographs_belong_to_no_client(capture):
+    place = Scene(capture, clients=3, public=4).load(seed=7)
+
+    def names(*clients):
+        return {one.name for client in clients for one in client.train[0].support.photos}
+
+    assert place.public is not None and len(names(place.public)) == 4
+    assert len(names(*place.clients)) == 8 and not names(place.public) & names(*place.clients)
+    same = Scene(capture, clients=1, public=4, partition="separate").load(seed=7)
+    assert names(same.public) == names(place.public) and names(*same.clients) == names(*place.clients)
+    assert names(Scene(capture, public=4).load(seed=8).public) != names(place.public)
+    assert Scene(capture).load().public is None
+    with pytest.raises(UserError, match="12 training photographs, too few for 3 clients and 10 public ones"):
+        Scene(capture, clients=3, public=10).load()
+    with pytest.raises(ValueError, match="public is -1"):
+        Scene(public=-1)
 
 
 def test_a_blender_capture_becomes_clients_and_tests(capture):

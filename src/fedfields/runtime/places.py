@@ -12,7 +12,7 @@ from torch import Tensor
 from fedfields.adaptation import Adaptation, adapt
 from fedfields.config import Experiment
 from fedfields.errors import UserError
-from fedfields.fields import FourierMlp, HashGrid, Siren
+from fedfields.fields import Factored, FourierMlp, HashGrid, Siren, expanded
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
@@ -23,11 +23,12 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.start import start_of
 from fedfields.scenes.scene import Place, Scene
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
 from fedfields.seeds import generator
-from fedfields.types import Batch, Client, Params, Task
+from fedfields.types import Advance, Batch, Client, Params, Task
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -70,7 +71,7 @@ class PlaceSetup(NamedTuple):
         experiment: the whole configuration.
         federation: the owners and the test photographs.
         context: method, clients, loss.
-        params: the initial weights.
+        params: the initial weights; after `begin`, those that round 1 starts from.
         settings: rounds, cohort, seed, weights.
     """
 
@@ -80,9 +81,28 @@ class PlaceSetup(NamedTuple):
     params: Params
     settings: Settings
 
-    def begin(self, folder: Path) -> None:
-        """Publishes the shared frame, and a way around the place, in the run's folder."""
+    def begin(self, folder: Path, advance: Advance) -> PlaceSetup:
+        """Publishes the shared frame, and a way around the place, in the run's folder; then makes the weights that
+        round 1 starts from, or reads them if they are already there."""
         publish(folder, self.federation.frame, photos_of(self.federation.clients))
+        loss = self.context.loss
+        assert isinstance(loss, MarchedLoss | RadianceLoss)
+        start = start_of(
+            self.experiment, self.federation.public, loss, self.params, folder / "start.safetensors", advance
+        )
+        if start.shared:
+            loss = dataclasses.replace(loss, field=Factored(loss.field, start.shared))
+        return self._replace(params=start.params, context=self.context._replace(loss=loss))
+
+    @property
+    def shared(self) -> Params:
+        """Frozen factors that every client gets once, beside the weights."""
+        field = getattr(self.context.loss, "field", None)
+        return field.shared if isinstance(field, Factored) else {}
+
+    def whole(self, params: Params) -> Params:
+        """The weights of the experiment's field from those that travel."""
+        return expanded(params, self.shared)
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one.
@@ -152,7 +172,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
-    place = experiment.data.load(jitters)
+    place = experiment.data.load(jitters, experiment.seed)
     loss = loss_for(experiment)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]

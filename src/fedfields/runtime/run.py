@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fedfields import tree
 from fedfields.config import Experiment, from_json, to_json
 from fedfields.errors import UserError
 from fedfields.federation import start_server
@@ -20,6 +21,7 @@ from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.tasks import TaskSetup, set_up_tasks
 from fedfields.scenes.scene import Scene
 from fedfields.store import cannot_write, read_json, write_json
+from fedfields.types import Advance
 
 BLOW_UP = 4.0
 """How many times the first loss before adaptation counts as divergence."""
@@ -68,6 +70,7 @@ def run(
     resume: bool = False,
     on_round: Callable[[dict, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
+    advance: Advance = lambda what, done, total: None,
 ) -> dict:
     """Trains, evaluates and writes the run's folder (all but the report).
 
@@ -78,6 +81,7 @@ def run(
         resume: go on from the newest checkpoint; the result equals that of an unbroken run to the bit.
         on_round: called with each round's record and the number of rounds.
         warn: called with lines that the user should read.
+        advance: called with (what, done, total) before the first round, while the weights to start from are made.
 
     Returns:
         The content of ``summary.json``.
@@ -88,11 +92,16 @@ def run(
     """
     warn = warn or (lambda line: None)
     _check_folder(folder, resume)
+    if resume:
+        _check_same_start(experiment, folder)
     setup = set_up(experiment)
     _write_record(experiment, folder, name)
     for note in setup.federation.notes:
         warn(note)
-    setup.begin(folder)
+    try:
+        setup = setup.begin(folder, advance)
+    except KeyboardInterrupt:
+        raise _interrupted("before the first round", folder) from None
     start = Checkpoint(start_server(experiment.strategy, setup.params), {}, Uploads({}, {}))
     log = _Log(folder / "metrics.jsonl")
     if resume:
@@ -124,6 +133,8 @@ def _train(
             current = Checkpoint(step.state, step.memories, setup.remember(current.uploads, step))
             number, record = step.state.round, step.record
             spent += record["seconds"]
+            if number == 1:  # What is shared for good is sent to everybody, not only to the first cohort.
+                record["bytes_down"] += tree.nbytes([setup.shared]) * len(setup.context.clients)
             progress = setup.settings.progress(number, spent)
             last = progress >= 1
             if number == 1 or last or number % experiment.evaluate_every == 0:
@@ -144,17 +155,17 @@ def _train(
     except KeyboardInterrupt:
         if current.state.round:
             save(folder / "checkpoints", current)
-        raise Interrupted(
-            f"interrupted after round {current.state.round} of {experiment.rounds}; "
-            f"go on with: fedfields run --resume --out {folder}"
-        ) from None
+        raise _interrupted(f"after round {current.state.round} of {experiment.rounds}", folder) from None
     return current
+
+
+def _interrupted(when: str, folder: Path) -> Interrupted:
+    return Interrupted(f"interrupted {when}; go on with: fedfields run --resume --out {folder}")
 
 
 def _finish(setup: Setup, folder: Path, name: str, current: Checkpoint, log: _Log, pool: Pool) -> dict:
     """Weights, pictures and the summary."""
-    params = current.state.params
-    save_weights(folder / "model.safetensors", params)
+    save_weights(folder / "model.safetensors", setup.whole(current.state.params))
     final = log.records[-1] if log.records else {}
     if "psnr" not in final:
         final = final | setup.judge(current, pool, final=True)
@@ -221,6 +232,15 @@ def _check_same_model(start: Checkpoint, setup: Setup, folder: Path) -> None:
     found = {key: leaf.shape for key, leaf in start.state.params.items()}
     if found != {key: leaf.shape for key, leaf in setup.params.items()}:
         raise UserError(f"the checkpoints in {folder} belong to another field; use the run's own settings")
+
+
+def _check_same_start(experiment: Experiment, folder: Path) -> None:
+    """What decides the weights to start from cannot change any more."""
+    before = load_experiment(folder)
+    for name in ("warm_up", "compression"):
+        if getattr(before, name) != getattr(experiment, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"{folder} started with another {flag}; resume it without saying any, or start a new run")
 
 
 class _Log:

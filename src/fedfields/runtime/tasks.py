@@ -24,7 +24,7 @@ from fedfields.scenes.objects import Objects
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import photos_of
 from fedfields.seeds import generator
-from fedfields.types import Params, VisibleLoss
+from fedfields.types import Advance, Params, VisibleLoss
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -55,10 +55,20 @@ class TaskSetup(NamedTuple):
         """The field's loss."""
         return visible(self.context.loss)
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path, advance: Advance) -> TaskSetup:
         """Publishes the frame of a set of objects, and a way around them, in the run's folder."""
         if isinstance(self.experiment.data, Objects):
             publish(folder, self.experiment.data.frame, photos_of(self.federation.clients))
+        return self
+
+    @property
+    def shared(self) -> Params:
+        """Nothing travels but weights."""
+        return {}
+
+    def whole(self, params: Params) -> Params:
+        """The weights travel as they are."""
+        return params
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
         """Quality after adaptation and, once somebody has uploaded, privacy."""
@@ -85,6 +95,8 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     Raises:
         UserError: the data is no good, or the parts do not go together.
     """
+    if experiment.compression is not None:
+        raise UserError("low-rank weights are for fields of one place; leave out compression:low-rank")
     random = generator(experiment.seed, "init")
     if isinstance(experiment.data, Objects):
         loss = radiance_loss(experiment)

@@ -11,7 +11,8 @@ from fedfields.errors import UserError
 from fedfields.scenes.captures import load_capture
 from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.posed import Capture, View
-from fedfields.scenes.views import Photo, RaySignal, load_photo, shared_out
+from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
+from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
 T = TypeVar("T")
@@ -25,12 +26,14 @@ class Place(NamedTuple):
         tests: photographs that nobody trains on.
         frame: what all of them share.
         notes: what the user should know.
+        public: who stands for everybody and has the public photographs; None if there are none.
     """
 
     clients: tuple[Client, ...]
     tests: tuple[Photo, ...]
     frame: Frame
     notes: tuple[str, ...]
+    public: Client | None = None
 
     @property
     def unseen(self) -> tuple[Client, ...]:
@@ -60,17 +63,23 @@ class Scene:
     tests: int = 0
     """At most so many test photographs, evenly spread; 0 takes all."""
 
+    public: int = 0
+    """Training photographs, drawn at random, that belong to everybody: no client has them, a warm-up trains on them."""
+
     def __post_init__(self) -> None:
         if self.clients < 1:
             raise ValueError(f"clients is {self.clients}; there must be at least 1")
         if self.size < 0 or self.tests < 0:
             raise ValueError("size and tests must be positive, or 0 for no limit")
+        if self.public < 0:
+            raise ValueError(f"public is {self.public}; it must be positive, or 0 for none")
 
-    def load(self, jitters: int = 1) -> Place:
+    def load(self, jitters: int = 1, seed: int = 0) -> Place:
         """Reads the capture.
 
         Args:
             jitters: see `RaySignal`.
+            seed: decides which photographs are public.
 
         Raises:
             UserError: no such capture, it has no use, or it lies outside the frame.
@@ -81,15 +90,23 @@ class Scene:
         frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
         check_frame(self.path, capture, frame)
         train = [load_photo(view, frame, self._scale(view)) for view in capture.views if view.split == "train"]
-        if len(train) < self.clients:
-            raise UserError(f"{self.path} has {len(train)} training photographs, too few for {self.clients} clients")
+        if len(train) < self.clients + self.public:
+            found = f"{self.path} has {len(train)} training photographs"
+            public = f" and {self.public} public ones; lower --public" if self.public else ""
+            raise UserError(f"{found}, too few for {self.clients} clients{public}")
         known = frame.background == "white"
-        shares = shared_out(train, self.clients, self.partition)
-        signals = [RaySignal(tuple(share), jitters, known) for share in shares]
-        clients = [Client(f"client-{i}", (Task(one, one, f"client-{i}"),)) for i, one in enumerate(signals)]
+
+        def owner(name: str, photos: Sequence[Photo]) -> Client:
+            signal = RaySignal(tuple(photos), jitters, known)
+            return Client(name, (Task(signal, signal, name),))
+
+        common, private = drawn(train, self.public, generator(seed, "public"))
+        shares = shared_out(private, self.clients, self.partition)
+        clients = [owner(f"client-{i}", share) for i, share in enumerate(shares)]
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, self._scale(view)) for view in tests)
-        return Place(tuple(clients), photos, frame, capture.problems)
+        public = owner("public", common) if common else None
+        return Place(tuple(clients), photos, frame, capture.problems, public)
 
     def _scale(self, view: View) -> float:
         longer = max(view.camera.width, view.camera.height)

@@ -204,6 +204,12 @@ def shared_out(photos: Sequence[Photo], clients: int, partition: str) -> list[li
     return [ordered[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def drawn(photos: Sequence[Photo], count: int, random: Generator) -> tuple[list[Photo], list[Photo]]:
+    """``count`` of the photographs at random, and the others; both in the order in which they came."""
+    chosen = set(torch.randperm(len(photos), generator=random)[:count].tolist())
+    return [photos[i] for i in sorted(chosen)], [photo for i, photo in enumerate(photos) if i not in chosen]
+
+
 def _usable(photo: Photo) -> int:
     return photo.camera.width * photo.camera.height if photo.usable is None else len(photo.usable)
 

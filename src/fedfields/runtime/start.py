@@ -1,0 +1,91 @@
+"""What a federation on a place starts from: weights that the server warmed up on public photographs, and factored if
+they are to travel light (Holden et al., arXiv 2305.01163, algorithm 2). Made once, kept in the run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fedfields.config import Experiment
+from fedfields.errors import UserError
+from fedfields.federation import Method, visit
+from fedfields.runtime.checkpoint import load_weights, save_weights
+from fedfields.runtime.pool import one_thread
+from fedfields.strategies import FedAvg
+from fedfields.types import Advance, Client, Loss, Memory, Params
+
+SHARED = "shared."
+"""Before the keys of the frozen factors in the file."""
+
+
+class Start(NamedTuple):
+    """Where round 1 begins.
+
+    Attributes:
+        params: what is trained and travels.
+        shared: frozen factors by the key of their weight, which every client gets once; see `LowRank.factors`.
+    """
+
+    params: Params
+    shared: Params
+
+
+def start_of(
+    experiment: Experiment, public: Client | None, loss: Loss, initial: Params, file: Path, advance: Advance
+) -> Start:
+    """The start that is kept in ``file``; the first call makes it, from the random weights ``initial``.
+
+    Args:
+        experiment: without warm-up and compression the start is ``initial``, and nothing is kept.
+        public: who has the public photographs; warming up needs somebody.
+        loss: of the whole field.
+        initial: random weights.
+        file: of the run's folder, safetensors.
+        advance: told how far the warm-up is.
+
+    Raises:
+        UserError: the warm-up diverged, or the file cannot be written, read, or used with this field.
+    """
+    if not experiment.warm_up and experiment.compression is None:
+        return Start(initial, {})
+    if file.exists():
+        return _read(file, initial)
+    params = initial if public is None else _warm_up(experiment, public, loss, initial, advance)
+    with one_thread():
+        factored = experiment.compression.factors(params) if experiment.compression else (params, {})
+    start = Start(*factored)
+    save_weights(file, start.params | {SHARED + key: leaf for key, leaf in start.shared.items()})
+    return start
+
+
+def _warm_up(experiment: Experiment, public: Client, loss: Loss, params: Params, advance: Advance) -> Params:
+    """The weights after ``experiment.warm_up`` outer steps: visits, one after another, to whoever has the photographs.
+
+    One optimiser all the way; the step size does not fall.
+    """
+    local = dataclasses.replace(experiment.local, per_task=False, keep_state=True)
+    strategy, memory = FedAvg(), Memory()
+    with one_thread():
+        for done in range(0, experiment.warm_up, local.steps):
+            advance("warm-up", done, experiment.warm_up)
+            steps = min(local.steps, experiment.warm_up - done)
+            method = Method(experiment.objective, dataclasses.replace(local, steps=steps), strategy)
+            number = 1 + done // local.steps
+            reply = visit(method, public, loss, {"params": params}, memory, seed=experiment.seed, round=number)
+            params, memory = strategy.uploaded(params, reply.report, reply.steps), reply.memory
+    if not all(bool(torch.isfinite(leaf).all()) for leaf in params.values()):
+        raise UserError("the warm-up diverged: its weights are not finite any more; lower local.lr")
+    return params
+
+
+def _read(file: Path, initial: Params) -> Start:
+    """The start in ``file``, its weights in the order of ``initial``: norms depend on it."""
+    leaves = load_weights(file)
+    shared = {key.removeprefix(SHARED): leaf for key, leaf in leaves.items() if key.startswith(SHARED)}
+    if leaves.keys() - {SHARED + key for key in shared} != initial.keys():
+        raise UserError(f"{file} belongs to another field; use the run's own settings")
+    return Start({key: leaves[key] for key in initial}, shared)
