@@ -76,6 +76,9 @@ class Experiment:
     workers: int = 0
     """Worker processes; 0 decides after timing the first visit. The result does not depend on it."""
 
+    lpips: Path | None = None
+    """Weights of AlexNet or VGG-16, as torchvision publishes them: judge test photographs by LPIPS, too."""
+
     def __post_init__(self) -> None:
         for name, least in (
             ("rounds", 0),
@@ -86,6 +89,8 @@ class Experiment:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.lpips is not None and isinstance(self.data, Data):
+            raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures and clips")
         if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
             raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
         least = getattr(self.strategy, "least", 1)

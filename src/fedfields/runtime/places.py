@@ -15,6 +15,7 @@ from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
 from fedfields.objectives import Maml, Objective
+from fedfields.perceptual import Lpips, load_lpips
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -45,6 +46,7 @@ class PlaceSetup(NamedTuple):
         context: method, clients, loss.
         params: the initial weights.
         settings: rounds, cohort, seed, weights.
+        lpips: LPIPS, if the experiment names a file for it.
     """
 
     experiment: Experiment
@@ -52,6 +54,7 @@ class PlaceSetup(NamedTuple):
     context: Context
     params: Params
     settings: Settings
+    lpips: Lpips | None = None
 
     def begin(self, folder: Path) -> None:
         """Publishes the shared frame, and a way around the place, in the run's folder."""
@@ -60,7 +63,7 @@ class PlaceSetup(NamedTuple):
         tour_of([photo.pose for photo in photos], [photo.camera for photo in photos]).save(folder / "tour.json")
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
-        """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
+        """PSNR, SSIM (and LPIPS) of test photographs: as held-out data after 0 steps of adaptation, and one by one."""
         photos = self.federation.tests if final else thinned(self.federation.tests, EARLY_VIEWS)
         if not photos:
             return {"psnr": {}, "ssim": {}, "views": {}}
@@ -71,6 +74,8 @@ class PlaceSetup(NamedTuple):
                 shown = see(photo_rays(photo.pose, photo.camera)).colour.reshape(photo.colours.shape)
                 truth = photo.colours.float() / 255
                 figures[photo.name] = {"psnr": psnr(shown, truth), "ssim": ssim(shown.clamp(0, 1), truth)}
+                if self.lpips is not None:
+                    figures[photo.name]["lpips"] = self.lpips(shown, truth)
         means = {name: mean(one[name] for one in figures.values()) for name in ("psnr", "ssim")}
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures}
 
@@ -107,6 +112,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
         raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
     if isinstance(experiment.rays, Marching) and _second_order(experiment.objective):
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
+    lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters)
     loss = loss_for(experiment)
@@ -114,7 +120,8 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds)
-    return PlaceSetup(experiment, place, Context(experiment.method, place.clients, loss), params, settings)
+    context = Context(experiment.method, place.clients, loss)
+    return PlaceSetup(experiment, place, context, params, settings, lpips)
 
 
 def _second_order(objective: Objective) -> bool:
