@@ -323,14 +323,14 @@ def _view(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "view")
     about = "Walk around the place that a run learned, in the browser. Ctrl-C ends it."
     settings = _parse(ViewFlags, ViewFlags(), flags, "fedfields view RUN", about)
+    import threading
+
     from fedfields.terminal import console
     from fedfields.viewer import open_viewer
 
     server = open_viewer(run, host=settings.host, port=settings.port, size=settings.size)
-    console.print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends it)", soft_wrap=True)
-    import threading
-
     try:
+        console.print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends it)", soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         server.stop()
