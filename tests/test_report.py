@@ -453,3 +453,76 @@ def test_names_in_a_chart_do_not_touch(tmp_path):
     labels = re.findall(r'y="([\d.]+)"[^>]*>run-\d</text>', page_of(tmp_path, *runs))
     heights = sorted(map(float, labels))
     assert len(heights) == 5 and all(high - low > 11 for low, high in pairwise(heights))
+
+
+# Places.
+
+
+def views_of(**psnr):
+    return {name: {"psnr": value, "ssim": value / 40} for name, value in psnr.items()}
+
+
+def place(folder, name="garden", owners=1, views=None, mean=24.0):
+    """Two evaluations on two photographs and, at the end, one on all four."""
+    few = [views_of(a=10.0, c=20.0), views_of(a=12.0, c=22.0)]
+    last = views or views_of(a=14.0, b=31.0, c=24.0, d=27.0)
+    rounds = [round_of(index, views=one) for index, one in enumerate([few[0], few[1], last], 1)]
+    people = {"train": owners, "unseen": 0, "per_round": owners}
+    nothing = {"psnr_p": None, "leak": None, "floor": None, "ssim": {"held_out": {"0": 0.6}}}
+    summary = summary_of(psnr={"held_out": {"0": mean}}, clients=people, views=last, **nothing)
+    return make(folder, name, "nerf", rounds, summary)
+
+
+def test_a_place_is_judged_on_photographs_and_not_after_steps(tmp_path):
+    page = page_of(tmp_path, place(tmp_path / "run"))
+    check_page(page)
+    text = text_of(page)
+    assert "On 4 photographs that nobody trained on the field reaches 24.0 dB after 3 rounds and 4.5 s" in text
+    assert "There is one owner, so this is training in one place." in text
+    assert "mean of 4 test photographsSSIM 0.600" in text and "Worst photograph14.0 dBa" in text
+    for word in ("step", "held-out", "Floor", "PSNR_p", "Worst attack", "LPIPS"):
+        assert word not in text.split("Configuration")[0], word
+    federated = text_of(page_of(tmp_path, place(tmp_path / "four", owners=4)))
+    assert "the field of 4 owners reaches" in federated
+    assert "What an upload reveals of the photographs has not been measured." in federated
+
+
+def test_photographs_are_listed_with_the_worst_first(tmp_path):
+    run = place(tmp_path / "run")
+    text = text_of(page_of(tmp_path, run)).split("Test photographs")[1]
+    assert re.search(r"a14\.00\.350 c24\.00\.600 d27\.00\.675 b31\.00\.775", text)
+    bars = re.findall(r'class="bar" style="width:(\d+)%', page_of(tmp_path, run))
+    assert list(map(int, bars)) == [45, 77, 87, 100]  # Of 31 dB.
+    views = {f"p{i}": {"psnr": 40.0 - i, "ssim": 0.5, "lpips": 0.25} for i in range(14)}
+    page = page_of(tmp_path, place(tmp_path / "many", views=views))
+    check_page(page)
+    assert "The other 2 photographs" in page and "LPIPS is a distance: lower is better." in page
+    assert text_of(page).index("p1327.00.5000.250") < text_of(page).index("p040.00.5000.250")
+
+
+def test_curves_of_a_place_are_over_the_photographs_rendered_each_time(tmp_path):
+    """The last evaluation is on more photographs: their mean cannot be compared with the earlier ones."""
+    run = read_run(place(tmp_path / "run"))
+    assert run.same_views == [(1, 1.5, 15.0), (2, 3.0, 17.0), (3, 4.5, 19.0)]
+    text = text_of(page_of(tmp_path, run.folder))
+    assert "PSNR over rounds" in text and "PSNR over training time" in text
+    assert text.count("Mean over the 2 photographs rendered in every evaluation") == 2
+
+
+def test_places_side_by_side(tmp_path):
+    figures = views_of(a=13.0, b=20.0, c=22.0, d=25.0)
+    runs = [place(tmp_path / "a", "alone"), place(tmp_path / "b", "shared", 4, figures, 20.0)]
+    page = page_of(tmp_path, *runs)
+    check_page(page)
+    text = text_of(page)
+    assert "On test photographs the sharpest is alone (up to 24.0 dB)." in text
+    assert "alone24.00.60014.0413" in text and "shared20.00.50013.0443" in text
+    mixed = page_of(tmp_path, runs[0], make(tmp_path / "m", summary=summary_of()))
+    check_page(mixed)
+    assert "After 8 steps an unseen owner" in mixed and "Test photographs" in mixed
+
+
+@pytest.mark.parametrize("views", [7, [1], {"a": None}, {"a": {"psnr": "x"}}, {HOSTILE: {"psnr": -5.0, "ssim": 1e99}}])
+def test_strange_figures_of_photographs_do_not_stop_the_page(tmp_path, views):
+    check_page(page_of(tmp_path, place(tmp_path / "run", "strange", views=views)))
+    check_page(page_of(tmp_path, *(place(tmp_path / name, name, views=views) for name in "xy")))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from fedfields.errors import UserError
 
@@ -338,14 +338,14 @@ def _view(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "view")
     about = "Walk around the place that a run learned, in the browser. Ctrl-C ends it."
     settings = _parse(ViewFlags, ViewFlags(), flags, "fedfields view RUN", about)
+    import threading
+
     from fedfields.terminal import console
     from fedfields.viewer import open_viewer
 
     server = open_viewer(run, host=settings.host, port=settings.port, size=settings.size)
-    console.print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends it)", soft_wrap=True)
-    import threading
-
     try:
+        console.print(f"open http://{settings.host}:{settings.port} (Ctrl-C ends it)", soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         server.stop()
@@ -411,6 +411,14 @@ run on: upright copies without EXIF or place, poses for COLMAP and nerfstudio. -
 default. Needs pip install "fedfields[photos]"."""
 
 
+@dataclass(frozen=True)
+class CheckFlags:
+    """What a capture of a place is to agree with."""
+
+    frame: Path | None = None
+    """The scene.json that a federation has published, for captures of a place."""
+
+
 def _check(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     from fedfields.scenes.data import Data
@@ -418,16 +426,22 @@ def _check(arguments: list[str]) -> int:
     path = Path(words[0]) if words else None
     if "--help" not in flags and len(words) != 1:
         raise UserError(f"fedfields check needs one DIR, found {len(words)}")
-    about = "What of a folder would be used, who would own it, and what is wrong with the rest."
+    about = (
+        "What of a folder would be used, who would own it, and what is wrong with the rest.\n"
+        "--frame scene.json asks whether a capture of a place agrees with the frame of a federation."
+    )
     base = dataclasses.replace(Data(), path=path)
-    data = _parse(Data, base, flags, "fedfields check DIR", about)
+    chosen, rest = _parse_some(CheckFlags, CheckFlags(), flags)
+    data = _parse(Data, base, rest, "fedfields check DIR", about)
     from fedfields.scenes.check import check, check_place, is_place
     from fedfields.terminal import console, steps_progress
 
     if is_place(data):
         with steps_progress("check") as advance:
-            problems = check_place(Path(words[0]), console, advance)
+            problems = check_place(Path(words[0]), console, advance, chosen.frame)
         return 1 if problems else 0
+    if chosen.frame is not None:
+        raise UserError(f"{words[0]} is no capture of a place; --frame is for those")
     return 1 if check(data, console) else 0
 
 
@@ -529,7 +543,9 @@ def _parse(kind: type[T], default: T, flags: Flags, prog: str, about: str) -> T:
     known = _flag_types(default)
     line: list[str] = []
     for given, value in flags.items():
-        line += _tyro_words(*_resolve(given, known), value)
+        name, current, negated = _resolve(given, known)
+        _check_value(name, _hint(default, name), value)
+        line += _tyro_words(name, current, negated, value)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured):
@@ -553,6 +569,31 @@ def _flag_types(default: Any, prefix: str = "--") -> dict[str, Any]:
         else:
             flags[name] = value
     return flags
+
+
+def _hint(default: Any, name: str) -> Any:
+    """The type of the setting that a flag names in whole."""
+    *path, last = name.removeprefix("--").replace("-", "_").split(".")
+    for part in path:
+        default = default[int(part)] if isinstance(default, tuple) else getattr(default, part)
+    return get_type_hints(type(default))[last]
+
+
+def _check_value(name: str, hint: Any, value: str | None) -> None:
+    """Refuses what is no number where one is wanted, in words; the rest is left to tyro.
+
+    Raises:
+        UserError: the value does not fit.
+    """
+    kinds = get_args(hint) or (hint,)
+    kind = next((kind for kind in (int, float) if kind in kinds), None)
+    if kind is None or value is None or (type(None) in kinds and value == "None"):
+        return
+    try:
+        kind(value)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {value}; it must be {wanted}{' or None' if type(None) in kinds else ''}") from error
 
 
 def _resolve(given: str, known: dict[str, Any]) -> tuple[str, Any, bool]:

@@ -84,6 +84,8 @@ class Experiment:
 
     compression: LowRank | None = None
     """How the weights of a field of a place are made smaller for the way; none sends them as they are."""
+    lpips: Path | None = None
+    """Weights of AlexNet or VGG-16, as torchvision publishes them: judge test photographs by LPIPS, too."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -101,6 +103,8 @@ class Experiment:
                 f"warm-up is {self.warm_up}, but there are no public photographs to train on; give a place some with "
                 "--data.public, or say --warm-up 0"
             )
+        if self.lpips is not None and not isinstance(self.data, Scene):
+            raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
         if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
             raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
         least = getattr(self.strategy, "least", 1)

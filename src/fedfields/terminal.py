@@ -38,7 +38,7 @@ def progress(name: str, rounds: int) -> Iterator[tuple[Callable[[dict, int], Non
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(escape(name), total=rounds or None, figures="")
 
         def on_round(record: dict, total: int) -> None:
@@ -74,7 +74,7 @@ def _evaluated(record: Mapping[str, Any]) -> str:
 def steps_progress(name: str) -> Iterator[Advance]:
     """A bar over anything; yields ``advance(what, done, total)``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(escape(name), total=None)
 
         def advance(what: str, done: int, total: int) -> None:

@@ -158,6 +158,34 @@ def test_a_mask_that_leaves_nothing_is_refused(tmp_path):
     assert "m.png: this mask leaves nothing of a.png" in text
 
 
+def test_outside_the_circle_of_a_fisheye_nothing_counts(tmp_path):
+    """A picture of 8 x 6 and a radius of 3: the far corner of a pixel may lie at (2, 2), (1, 2) ... but not (3, 1)."""
+    view = view_of(picture(tmp_path / "a.png"), circle=3.0)
+    inner = [0, 0, 1, 1, 1, 1, 0, 0]
+    assert load_colours(view).weight.tolist() == [[0] * 8, inner, inner, inner, inner, [0] * 8]
+    assert load_colours(view, 2.0).weight.sum() == disc_of(6.0)
+    assert load_colours(view, 0.5).weight.tolist() == [[0] * 4, [0, 1, 1, 0], [0] * 4]
+    pixels = np.full((6, 8), 255, np.uint8)
+    pixels[:, :4] = 0
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    both = load_colours(view_of(view.file, circle=3.0, mask=tmp_path / "m.png")).weight
+    assert both[2].tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+    assert "a.png: nothing is left of it inside" in refusal(load_colours, view_of(view.file, circle=1.0))
+
+
+def disc_of(radius):
+    """Unit squares of a grid around the origin that lie in a disc."""
+    return sum((abs(x) + 1) ** 2 + (abs(y) + 1) ** 2 <= radius**2 for x in range(9) for y in range(9)) * 4
+
+
+def test_a_circle_is_global_or_of_a_frame(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    frames = [frame("a.png"), frame("b.png", fisheye_crop_radius=3)]
+    views = load_capture(write_json(tmp_path, frames, fisheye_crop_radius=4.5, camera_model="OPENCV_FISHEYE")).views
+    assert [view.circle for view in views] == [4.5, 3]
+
+
 def test_a_mask_of_another_shape_is_refused(tmp_path):
     mask = picture(tmp_path / "m.png", (90, 6), 255, "L")
     assert "m.png: is 90 x 6 pixels" in refusal(load_colours, view_of(picture(tmp_path / "a.png"), mask=mask))
@@ -216,7 +244,7 @@ def test_intrinsics(tmp_path, changes, camera):
 def test_intrinsics_of_a_frame_go_before_the_global_ones(tmp_path):
     for name in "abc":
         picture(tmp_path / f"{name}.png", (8, 6) if name != "c" else (12, 10))
-    frames = [frame("a.png"), frame("b.png", fl_x=9.0, camera_model="PINHOLE"), frame("c.png", fl_x=7.0, w=12, h=10)]
+    frames = [frame("a.png"), frame("b.png", fl_x=9.0), frame("c.png", fl_x=7.0, w=12, h=10)]
     views = load_capture(write_json(tmp_path, frames)).views
     assert [view.camera.fx for view in views] == [4, 9, 7]
     assert [view.camera.width for view in views] == [8, 8, 12]
@@ -257,6 +285,19 @@ def test_pictures_are_found_by_absolute_paths_and_beside_the_folder(tmp_path):
     assert files == [tmp_path / "far" / "a.png", tmp_path / "images" / "b.JPEG"]
 
 
+def test_paths_relative_to_where_another_program_was_started(tmp_path, monkeypatch):
+    """instant-ngp writes them so; a picture of another capture that lies where we are is not taken."""
+    picture(tmp_path / "data" / "fox" / "images" / "a.png")
+    write_json(tmp_path / "data" / "fox", [frame("data/fox/images/a.png")])
+    picture(tmp_path / "other" / "images" / "b.png")
+    for folder in (tmp_path, tmp_path / "other"):
+        monkeypatch.chdir(folder)
+        (view,) = load_capture(tmp_path / "data" / "fox").views
+        assert view.file == tmp_path / "data" / "fox" / "images" / "a.png"
+    write_json(tmp_path / "data" / "fox", [frame("data/fox/images/a.png"), frame("images/b.png")])
+    assert load_capture(tmp_path / "data" / "fox").problems == ("missing pictures, 1 of 2: images/b.png",)
+
+
 def test_two_frames_found_as_one_picture_are_refused(tmp_path):
     picture(tmp_path / "a.png")
     frames = [frame("left/a.png"), frame("right/a.png")]
@@ -286,6 +327,8 @@ def test_masks(tmp_path):
     capture = load_capture(write_json(tmp_path, frames))
     assert [view.mask for view in capture.views] == [tmp_path / "masks" / "a.png"]
     assert capture.problems == ("missing pictures, 1 of 2: masks/b.png",)
+    frames[1].pop("mask_path")
+    refused(write_json(tmp_path, frames), "1 of 2 pictures have no mask though the others have one: images/b.png; give")
 
 
 def test_splits_that_are_listed(tmp_path):
@@ -385,9 +428,9 @@ def pose_with(row, column, value):
         ({"w": 0}, ["0 x 6 pixels"]),
         ({"w": 8.5}, ["w and h are 8.5 and 6"]),
         ({"w": None}, ["w is missing"]),
-        ({"camera_model": "EQUIRECTANGULAR"}, ["frame images/a.png", "camera_model EQUIRECTANGULAR is not supported"]),
-        ({"camera_model": ["PINHOLE"]}, ["camera_model ['PINHOLE'] is not supported"]),
-        ({"camera_model": "PINHOLE", "k1": 0.1}, ["has distortion though"]),
+        ({"camera_model": "PINHOLE"}, ["frame images/a.png", "has a camera_model of its own, 'PINHOLE'"]),
+        ({"fisheye_crop_radius": 0}, ["fisheye_crop_radius is 0; it must be positive"]),
+        ({"fisheye_crop_radius": "wide"}, ["fisheye_crop_radius is 'wide' and not a number"]),
         ({"k4": 0.1}, ["k4 is not 0"]),
         ({"k1": 90.0, "k2": -9999.0}, ["distortion cannot be undone at the edge"]),
         ({"distortion_params": [1, 2]}, ["distortion_params is not a list of 6"]),
@@ -398,6 +441,45 @@ def pose_with(row, column, value):
 def test_bad_frames_are_refused_by_name(tmp_path, changes, words):
     picture(tmp_path / "images" / "a.png")
     refused(write_json(tmp_path, [frame() | changes]), str(tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(
+            ({"camera_model": name}, f"frame images/a.png: camera_model {name} is not supported; use one of SIMPLE_")
+            for name in ("EQUIRECTANGULAR", "ORTHOPHOTO", "FISHEYE624", "VR180_L", "OMNIDIRECTIONALSTEREO_R", "opencv")
+        ),
+        ({"camera_model": ["PINHOLE"]}, "camera_model ['PINHOLE'] is not supported"),
+        ({"camera_model": "PINHOLE", "k1": 0.1}, "has distortion though"),
+        ({"applied_transform": [[1, 0], [0, 1]]}, "applied_transform is not 3 x 4 numbers"),
+        ({"applied_transform": {"a": 1}}, "applied_transform is not 3 x 4 numbers"),
+        ({"applied_transform": 1.0}, "applied_transform is not 3 x 4 numbers"),
+        ({"applied_scale": 0}, "applied_scale not positive"),
+        ({"applied_scale": "2"}, "applied_scale is '2' and not a number"),
+    ],
+)
+def test_bad_global_values_are_refused_by_name(tmp_path, changes, words):
+    picture(tmp_path / "images" / "a.png")
+    refused(write_json(tmp_path, **changes), str(tmp_path), words)
+
+
+def test_what_was_applied_is_remembered_and_nothing_is_turned(tmp_path):
+    """nerfstudio's own value: COLMAP's axes in another order; then everything shrunk to a half."""
+    picture(tmp_path / "images" / "a.png")
+    swap = [[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
+    capture = load_capture(write_json(tmp_path, applied_transform=swap, applied_scale=0.5, orientation_override="none"))
+    assert capture.applied == (0, 0.5, 0, 0, 0.5, 0, 0, 0, 0, 0, -0.5, 0)
+    assert capture.views[0].pose.tolist() == POSE[:3]
+    assert load_capture(write_json(tmp_path)).applied == (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
+
+
+def test_depth_maps_are_said_not_to_be_used(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    frames = [frame("a.png", depth_file_path="depth/a.png"), frame("b.png")]
+    (problem,) = load_capture(write_json(tmp_path, frames)).problems
+    assert problem == "depth maps (depth_file_path), 1: not used, fields are trained on colours alone"
 
 
 def test_a_frame_without_focal_length(tmp_path):
@@ -512,6 +594,7 @@ def test_llff_with_small_pictures_only(tmp_path):
     ("changes", "words"),
     [
         ({"pictures": 2}, "has 3 poses but the pictures are 2 in images"),
+        ({"pictures": 5}, "has 3 poses but the pictures are 5 in images, 0 in images_2"),
         ({"at": {(1, 3): math.nan}}, "row of 1.JPG: the pose holds NaN"),
         ({"at": {(1, 0): 0.5}}, "row of 1.JPG: the pose has no rotation"),
         ({"at": {(2, 14): 0.0}}, "row of 2.JPG: focal length fx is 0.0"),
@@ -668,6 +751,19 @@ def test_unregistered_and_missing_pictures(tmp_path):
     refused(tmp_path, "no picture can be used: missing pictures, 12 of 12: ")
 
 
+@pytest.mark.parametrize("form", ["{}.png", "{}"])
+def test_masks_beside_a_model(tmp_path, form):
+    """COLMAP appends .png to the whole name; others give the mask the picture's own name."""
+    write_model(model_of(), tmp_path / "sparse" / "0", tmp_path / "images")
+    pictures = sorted((tmp_path / "images").iterdir())
+    for file in pictures:
+        picture(tmp_path / "masks" / form.format(file.name), (64, 48), 255, "L")
+    masks = [view.mask for view in load_capture(tmp_path).views]
+    assert masks == [tmp_path / "masks" / form.format(file.name) for file in pictures]
+    masks[3].unlink()
+    refused(tmp_path, f"1 of 12 pictures have no mask though the others have one: {pictures[3].name}")
+
+
 def test_images_without_pose_in_the_model_are_no_views(tmp_path):
     model = model_of()
     model.deregister_frame(1)
@@ -706,7 +802,24 @@ def test_damaged_models_are_refused(tmp_path, keep):
     write_model(model_of(), tmp_path / "sparse", tmp_path / "images")
     file = tmp_path / "sparse" / "images.bin"
     file.write_bytes(file.read_bytes()[:keep])
-    refused(tmp_path, "is no COLMAP model that can be read")
+    refused(tmp_path, "images.bin: is damaged: it ends before what it announces")
+
+
+@pytest.mark.parametrize("name", ["images", "points3D", "frames", "rigs"])
+def test_a_count_beyond_the_end_of_the_file_is_refused_at_once(tmp_path, name):
+    """COLMAP's own reader goes on for hours, and points3D.bin fills the memory."""
+    write_model(model_of(), tmp_path / "sparse", tmp_path / "images")
+    file = tmp_path / "sparse" / f"{name}.bin"
+    file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
+    refused(tmp_path, f"{name}.bin: is damaged: it ends before what it announces")
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    model = model_of()
+    write_model(model, tmp_path / "sparse", tmp_path / "images", text=True)
+    file, name = tmp_path / "sparse" / "images.txt", next(iter(model.images.values())).name.encode()
+    file.write_bytes(file.read_bytes().replace(name, b"caf\xe9.png"))
+    refused(tmp_path, "holds a picture's name that is not UTF-8")
 
 
 def test_without_pycolmap(tmp_path, monkeypatch):
@@ -741,6 +854,80 @@ def test_bad_split_files_are_refused(tmp_path):
     refused(tmp_path, "the split of a.jpg is practice")
     write_split(tmp_path, [("a.jpg", "1", "train", "p")])
     refused(tmp_path, "no picture can be used: pictures in no split of place.tsv")
+
+
+# ---- Mega-NeRF.
+
+ORIGIN, SCALE = torch.tensor([-300.0, 4.0e5, 5.0e6], dtype=torch.float64), 80.0
+
+
+def write_meganerf(folder, **changes):
+    """Three cameras over flat ground, each looking straight down with the top of the picture to the north.
+
+    The world is down, right (east), back (south): at height 100 the first number is -100. A drone that looks down has
+    its right to the east (0, 1, 0), its up to the north (0, 0, -1), its back to the sky (-1, 0, 0).
+    """
+    rotation = torch.tensor([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
+    for i, split in enumerate(("train", "val", "train")):
+        picture(folder / split / "rgbs" / f"00000{i}.jpg")
+        place = (torch.tensor([-400.0, 4.0e5 + 20 * i, 5.0e6], dtype=torch.float64) - ORIGIN) / SCALE
+        c2w = torch.cat([rotation, place[:, None].float()], 1)
+        values = {"H": 6, "W": 8, "c2w": c2w, "intrinsics": torch.tensor([4.0, 5, 4, 3]), "distortion": torch.ones(4)}
+        values |= changes if i == 2 else {}
+        (folder / split / "metadata").mkdir(exist_ok=True)
+        torch.save(values, folder / split / "metadata" / f"00000{i}.pt")
+    torch.save({"origin_drb": ORIGIN, "pose_scale_factor": SCALE}, folder / "coordinates.pt")
+    (folder / "mappings.txt").write_text("".join(f"DJI_{i}.JPG,00000{i}.pt\n" for i in range(3)))
+    return folder
+
+
+def test_meganerf_by_hand(tmp_path):
+    capture = load_capture(write_meganerf(tmp_path))
+    found = {view.name: view.split for view in capture.views}
+    assert found == {"train/rgbs/000000.jpg": "train", "train/rgbs/000002.jpg": "train", "val/rgbs/000001.jpg": "test"}
+    assert capture.views[0].camera == Camera("pinhole", 8, 6, 4.0, 5.0, 4.0, 3.0)
+    # 100 under the second camera is the ground; a pixel above the middle sees what lies to the north of it.
+    view = capture.views[1]
+    torch.testing.assert_close(view.pose[:, 3], torch.tensor([-400.0, 400040, 5e6]).double(), rtol=0, atol=1e-3)
+    origins, ways = rays(view.camera, view.pose, torch.tensor([[2.5, 3.5], [-2.5, 3.5]], dtype=torch.float64))
+    ground = origins - ways / ways[:, :1] * -100
+    wanted = torch.tensor([[-300.0, 400040, 5e6], [-300, 400040, 5e6 - 100]]).double()
+    torch.testing.assert_close(ground, wanted, rtol=0, atol=1e-3)
+    (tmp_path / "train" / "rgbs" / "000000.jpg").unlink()
+    assert load_capture(tmp_path).problems == ("missing pictures, 1 of 3: train/rgbs/000000",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"c2w": torch.zeros(3, 4)}, "has no rotation"),
+        ({"c2w": torch.zeros(4, 4)}, "c2w has shape [4, 4] where [3, 4] was expected"),
+        ({"c2w": "none"}, "c2w is missing or no number"),
+        ({"intrinsics": torch.zeros(4)}, "focal length fx is 0.0"),
+        ({"W": 8.5}, "W and H are 8.5 and 6"),
+        ({"H": None}, "H is missing or no number"),
+        ({"W": 2**70}, "000002.pt"),
+    ],
+)
+def test_bad_meganerf_is_refused(tmp_path, changes, words):
+    refused(write_meganerf(tmp_path, **changes), "000002.pt", words)
+
+
+def test_meganerf_is_read_as_tensors_only(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    file = write_meganerf(tmp_path) / "train" / "metadata" / "000002.pt"
+    torch.save({"c2w": Trap()}, file)
+    refused(tmp_path, "000002.pt: is no file of tensors that can be read safely")
+    file.write_bytes(b"dear diary")
+    refused(tmp_path, "000002.pt: is no file of tensors that can be read safely")
+    torch.save([1], file)
+    refused(tmp_path, "000002.pt: holds a list")
+    torch.save({"origin_drb": ORIGIN, "pose_scale_factor": 0.0}, tmp_path / "coordinates.pt")
+    refused(tmp_path, "pose_scale_factor not positive")
+    assert not (tmp_path / "sprung").exists()
 
 
 # ---- Real data.

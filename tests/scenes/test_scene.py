@@ -2,16 +2,21 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from fedfields.errors import UserError
 from fedfields.rendering.cameras import Camera, rays
-from fedfields.scenes.frame import Frame, frame_of, load_frame
+from fedfields.scenes.captures import load_capture
+from fedfields.scenes.frame import Frame, frame_of, load_frame, looks_away
 from fedfields.scenes.posed import Capture, View
-from fedfields.scenes.scene import Scene
+from fedfields.scenes.scene import Scene, check_frame, frame_notes
 from fedfields.scenes.tour import Tour, load_tour, tour_of
 from fedfields.scenes.views import Photo, RaySignal, drawn, in_cube, photo_rays, shared_out
 from tests.scenes.ball import pixels_of, write_capture
@@ -147,7 +152,85 @@ def test_the_frame_travels_and_disagreement_is_noticed(capture, tmp_path):
         Scene(capture, frame=tmp_path / "elsewhere.json").load()
 
 
-@pytest.mark.parametrize("text", ["{}", '{"centre": [0, 0], "half": 1}', '{"centre": [0, 0, 0], "half": -1}', "[]"])
+def test_a_scale_that_somebody_applied_alone_is_refused(capture, tmp_path):
+    """Both directions: an owner who normalised in a federation that did not, and one who did not where all did."""
+    frame_of(load_capture(capture)).save(tmp_path / "scene.json")
+    scaled = tmp_path / "scaled"
+    shutil.copytree(capture, scaled)
+    for file in scaled.glob("*.json"):
+        meta = json.loads(file.read_text())
+        file.write_text(json.dumps(meta | {"applied_scale": 0.5}))
+    with pytest.raises(UserError, match="applied_scale is not that of the federation; nobody may normalise"):
+        Scene(scaled, frame=tmp_path / "scene.json").load()
+    frame_of(load_capture(scaled)).save(tmp_path / "scaled.json")
+    assert Scene(scaled, frame=tmp_path / "scaled.json").load().frame.applied[0] == 0.5
+    with pytest.raises(UserError, match="its frame disagree"):
+        Scene(capture, frame=tmp_path / "scaled.json").load()
+
+
+def test_points_outside_of_the_frame_are_refused_and_a_tiny_part_of_it_is_noted():
+    """All cameras stand in the cube and so look into it, whatever the scale: only the points tell."""
+    cloud = torch.rand(100, 3, generator=random(), dtype=torch.float64) * 2 - 1
+    inside = Capture(views_of(Tour(radius=0.5).orbit(8)), points=cloud)
+    check_frame(Path("here"), inside, Frame((0.0, 0.0, 0.0), 1.0))
+    assert frame_notes(Path("here"), inside, Frame((0.0, 0.0, 0.0), 1.0)) == ()
+    far = dataclasses.replace(inside, points=cloud + 10)
+    with pytest.raises(UserError, match=r"only 0% of its points lie in the frame's cube"):
+        check_frame(Path("here"), far, Frame((0.0, 0.0, 0.0), 1.0))
+    check_frame(Path("here"), inside, Frame((0.0, 0.0, 0.0), 50.0))
+    (note,) = frame_notes(Path("here"), inside, Frame((0.0, 0.0, 0.0), 50.0))
+    assert re.search(r"here fills only (1\.9|2\.0)% of the frame's cube", note)
+
+
+def test_cameras_with_their_backs_to_the_scene_are_noticed(capture, tmp_path):
+    """The poses of OpenCV, +Y down and looking along +Z, in a file of the other convention."""
+    turn = torch.tensor([1.0, -1, -1, 1])
+    poses = Tour(radius=3.0).orbit(8)
+    assert not looks_away(Capture(views_of(poses))) and looks_away(Capture(views_of([pose * turn for pose in poses])))
+    cloud = torch.rand(100, 3, generator=random(), dtype=torch.float64) - 0.5
+    assert not looks_away(Capture(views_of(poses), points=cloud))
+    assert looks_away(Capture(views_of([pose * turn for pose in poses]), points=cloud))
+    wrong = tmp_path / "wrong"
+    shutil.copytree(capture, wrong)
+    for file in wrong.glob("*.json"):
+        meta = json.loads(file.read_text())
+        for one in meta["frames"]:
+            one["transform_matrix"] = (torch.tensor(one["transform_matrix"]) * turn).tolist()
+        file.write_text(json.dumps(meta))
+    assert load_capture(capture).problems == ()
+    assert "have their backs to what they show" in load_capture(wrong).problems[0]
+
+
+def test_parallel_cameras_have_a_frame_only_if_something_says_how_far_away_things_are():
+    """Two cameras side by side look down on what is between 2 and 4 under them; each sees 4 x 4 at that depth."""
+    pose = torch.cat([torch.eye(3), torch.zeros(3, 1)], 1)
+    beside = pose + torch.tensor([0.0, 0, 0, 1]) * torch.tensor([[6.0], [0], [0]])
+    views = views_of([pose, beside])
+    frame = frame_of(Capture(views, near=2.0, far=4.0))
+    assert frame.centre == pytest.approx([3.0, 0.0, -3.0]) and frame.half == pytest.approx(5.0)
+    assert not looks_away(Capture(views))
+    with pytest.raises(UserError, match="give near and far in transforms"):
+        frame_of(Capture(views))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "7",
+        '{"centre": [0, 0], "half": 1}',
+        '{"centre": [0, 0, 0], "half": -1}',
+        '{"centre": 3, "half": 1}',
+        '{"centre": [0, 0, 0], "half": {}}',
+        '{"centre": [0, 0, 0], "half": 1e999}',
+        f'{{"centre": [0, 0, 0], "half": 1{"0" * 400}}}',
+        '{"centre": [0, 0, 0], "half": 1, "background": "pink"}',
+        '{"centre": [0, 0, 0], "half": 1, "applied": [1]}',
+        "[" * 100_000,
+        "",
+    ],
+)
 def test_a_damaged_scene_json_is_one_clear_line(tmp_path, text):
     (tmp_path / "scene.json").write_text(text)
     with pytest.raises(UserError, match=r"scene\.json"):

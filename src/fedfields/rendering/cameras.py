@@ -36,6 +36,9 @@ converge quadratically.
 _TOLERANCE = 1e-3
 """How far a rotation may be from orthogonal, in any entry of its Gram matrix."""
 
+_FARTHEST = 1e12
+"""World units from the origin within which cameras stand: their differences are still known to a thousandth."""
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -177,14 +180,16 @@ def check_pose(pose: Tensor, where: str) -> Tensor:
         The pose, ``[3, 4]``, float64.
 
     Raises:
-        UserError: the shape is another, a number is not finite, the last row is not 0 0 0 1, or the first three
-            columns are no rotation (stretched, skewed or left-handed).
+        UserError: the shape is another, a number is not finite or a position absurd, the last row is not 0 0 0 1, or
+            the first three columns are no rotation (stretched, skewed or left-handed).
     """
     pose = pose.detach().double()
     if pose.shape not in ((3, 4), (4, 4)):
         raise _bad_pose(where, f"has shape {list(pose.shape)}", "give 3 x 4 or 4 x 4 numbers, camera to world")
     if not pose.isfinite().all():
         raise _bad_pose(where, "holds NaN or infinity", "remove this view or estimate its pose again")
+    if pose[:3, 3].abs().max() > _FARTHEST:
+        raise _bad_pose(where, f"stands further than {_FARTHEST:g} from the origin", "estimate it again")
     if len(pose) == 4 and (pose[3] - torch.tensor([0.0, 0, 0, 1])).abs().max() > _TOLERANCE:
         row = " ".join(f"{value:g}" for value in pose[3].tolist())
         raise _bad_pose(where, f"ends with the row {row} and not 0 0 0 1", "check the order of its numbers")

@@ -19,11 +19,27 @@ LEAKAGE: Curves = {
     "PSNR_p": lambda run: run.curve("psnr_p"),
 }
 TRAINING = {"loss": "Loss", "update_norm": "Norm of the update"}
-SHOWN_ELSEWHERE = {"round", "bytes_up", "bytes_down", "seconds", "psnr_p", "ssim_p"}
+SHOWN_ELSEWHERE = {"round", "views", "bytes_up", "bytes_down", "seconds", "psnr_p", "ssim_p"}
+
+
+def places(runs: Sequence[Run]) -> str:
+    """How quality on test photographs of a place grew, by round and by seconds of training."""
+    grown = [run for run in runs if len(run.same_views) > 1]
+    if not grown:
+        return ""
+    counts = sorted({run.views_each_time for run in grown})
+    which = plural(counts[0], "photograph") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} photographs"
+    caption = f"Mean over the {which} rendered in every evaluation, so that the points can be compared."
+    charts = []
+    for title, below, x in (("PSNR over rounds", "round", 0), ("PSNR over training time", "seconds", 1)):
+        lines = [Line([(point[x], point[2]) for point in run.same_views], run.look) for run in grown]
+        charts.append(chart(title, over_rounds(title, lines, DECIBELS, below=below), caption))
+    return section("growth", "How well the place is rendered", "", grid(charts, grown))
 
 
 def tradeoff(runs: Sequence[Run], steps: Steps) -> str:
     """Quality against leakage, and quality over adaptation steps."""
+    runs = [run for run in runs if not run.place]
     against = _plane(runs, steps)
     panels = _panels("Quality over adaptation", QUALITY, runs).items()
     curves = [chart(title, over_steps(title, lines, "PSNR, dB")) for title, lines in panels]

@@ -16,7 +16,7 @@ DECIBELS = "dB"
 FLOOR = -1
 """The look of what needs no upload."""
 
-Points = Sequence[tuple[int, float | None]]
+Points = Sequence[tuple[float, float | None]]
 
 _MARKS = (
     "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0z",
@@ -78,17 +78,17 @@ def swatch(look: int) -> str:
     return f'<svg class="swatch" viewBox="-16 -6 32 12" width="32" height="12" aria-hidden="true">{drawing}</svg>'
 
 
-def over_rounds(alt: str, lines: Sequence[Line], unit: str, floors: Sequence[float] = ()) -> str:
-    """Curves over rounds; the span of ``floors`` is shaded. Spans of decades get a logarithmic axis."""
+def over_rounds(alt: str, lines: Sequence[Line], unit: str, floors: Sequence[float] = (), below: str = "round") -> str:
+    """Curves over rounds, or what ``below`` says; ``floors`` are a shaded span. Spans of decades: logarithmic axis."""
     values = [*figures_of(lines), *floors]
     rounds = [step for line in lines for step, _ in line.points]
-    x = _linear(rounds, LEFT, _right(lines), least=0.6, whole=True)
+    x = _linear(rounds, LEFT, _right(lines), least=0.6, whole=below == "round")
     if unit != DECIBELS and min(values) > 0 and max(values) > 100 * min(values):
         y = _decades(values)
     else:
         y = _linear(values, BOTTOM, TOP, least=5 if unit == DECIBELS else 0)
     band = _box(x.start, y(max(floors)), x.end, y(min(floors))) if floors else ""
-    return _chart(alt, x, y, "round", unit, band + _curves(lines, x, y))
+    return _chart(alt, x, y, below, unit, band + _curves(lines, x, y))
 
 
 def over_steps(alt: str, lines: Sequence[Line], unit: str) -> str:

@@ -28,6 +28,18 @@ GUIDE = {
     "How sure": "One run is one seed. Differences of a few tenths of a decibel may be chance.",
 }
 
+PLACES = {
+    "Test photographs": "Photographs of the place that nobody trained on, rendered from where they were taken. Nothing"
+    " is adapted to them. Depth is drawn as nearness: the nearest white, what lies behind everything black.",
+    "SSIM": "Structural similarity: 1 for the same picture. Unlike PSNR it hardly minds small shifts of brightness and"
+    " minds blur.",
+    "Bytes": "The weights that owners sent to the server (uploaded) and received from it, all rounds together. No"
+    " photograph is among them.",
+}
+
+ALWAYS = ("PSNR, in decibels", "How sure")
+"""Terms of `GUIDE` that runs on places need, too."""
+
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
@@ -37,11 +49,13 @@ def page(runs: Sequence[Run]) -> str:
         _cards(runs, steps[0]) if several else tables.tiles(runs[0], steps),
         _notices(runs, steps[0]),
         tables.side_by_side(runs, steps) if several else "",
+        charts.places(runs),
         charts.tradeoff(runs, steps),
         Pictures().section(runs),
+        "" if several else tables.photographs(runs[0]),
         charts.rounds(runs),
         tables.attacks(runs),
-        _guide(),
+        _guide(runs),
         tables.settings(runs),
     ]
     body = "\n".join(part for part in parts if part)
@@ -107,6 +121,11 @@ def _notices(runs: Sequence[Run], steps: int | None) -> str:
     return f'<aside class="notices"><h2>Worth knowing</h2><ul>{listed}</ul></aside>' if items else ""
 
 
-def _guide() -> str:
-    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in GUIDE.items())
+def _guide(runs: Sequence[Run]) -> str:
+    terms = {**GUIDE, **PLACES}
+    if all(run.place for run in runs):
+        terms = {term: text for term, text in terms.items() if term in PLACES or term in ALWAYS}
+    elif not any(run.place for run in runs):
+        terms = GUIDE
+    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in terms.items())
     return section("how", "How to read this", "", f'<dl class="guide">{items}</dl>')

@@ -62,6 +62,11 @@ class Run:
         """Rounds done so far."""
         return int(number(self.summary.get("rounds")) or (self.rounds[-1]["round"] if self.rounds else 0))
 
+    @property
+    def owners(self) -> int:
+        """Owners whose data was trained on; 0 if nobody said."""
+        return int(number(mapping(self.summary.get("clients")).get("train")) or 0)
+
     @cached_property
     def settings(self) -> dict[str, str]:
         """The configuration, flat."""
@@ -100,6 +105,44 @@ class Run:
     def quality(self, steps: int | None, metric: str = "psnr") -> float | None:
         """Quality after ``steps``: of unseen owners, or else on held-out data."""
         return None if steps is None else self.by_steps(self.judged, metric).get(steps)
+
+    # Places.
+
+    @cached_property
+    def views(self) -> dict[str, Mapping[str, Any]]:
+        """The figures of each test photograph of a place, the worst PSNR first; empty for other runs."""
+        found = {name: mapping(one) for name, one in mapping(self.latest("views")).items()}
+        return dict(sorted(found.items(), key=lambda pair: rank(number(pair[1].get("psnr")))))
+
+    @property
+    def place(self) -> bool:
+        """Whether it is a run on a place: judged on test photographs, without adaptation."""
+        return bool(self.views)
+
+    def view_mean(self, figure: str) -> float | None:
+        """The mean of a figure over the test photographs."""
+        values = [value for one in self.views.values() if (value := number(one.get(figure))) is not None]
+        return math.fsum(values) / len(values) if values else None
+
+    @cached_property
+    def same_views(self) -> list[tuple[int, float, float]]:
+        """Round, seconds of training so far and mean PSNR, over those photographs that were rendered every time."""
+        judged = [entry for entry in self.rounds if mapping(entry.get("views"))]
+        common = set.intersection(*(set(entry["views"]) for entry in judged)) if judged else set()
+        found, spent = [], 0.0
+        for entry in self.rounds:
+            spent += number(entry.get("seconds")) or 0.0
+            views = mapping(entry.get("views"))
+            values = [number(mapping(views[name]).get("psnr")) for name in sorted(common)] if views else []
+            if values and None not in values:
+                found.append((entry["round"], spent, math.fsum(values) / len(values)))  # pyright: ignore
+        return found
+
+    @property
+    def views_each_time(self) -> int:
+        """How many photographs `same_views` is about."""
+        judged = [set(entry["views"]) for entry in self.rounds if mapping(entry.get("views"))]
+        return len(set.intersection(*judged)) if judged else 0
 
     # What one upload gives away.
 

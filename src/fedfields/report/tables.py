@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedfields.report.parts import named, section, table
 from fedfields.report.runs import FLOORS, Attack, Run, number, rank
 from fedfields.report.text import db, duration, esc, plural, size
 from fedfields.report.words import GROUPS, Steps, attack_name, worst_name
+
+FIGURES = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
+"""What is measured on a test photograph of a place: its name, and how many places are shown."""
+
+WORST = 12
+"""Photographs that are listed before the others are folded away."""
 
 
 def tiles(run: Run, steps: Steps) -> str:
@@ -21,7 +28,9 @@ def tiles(run: Run, steps: Steps) -> str:
 
 def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     found = []
-    if steps[0] is not None:
+    if run.place:
+        found += _place_figures(run)
+    elif steps[0] is not None:
         found.append((f"After {plural(steps[0], 'step')}", f"{db(run.quality(steps[0]))} dB", _quality(run, steps)))
     if run.worst:
         found.append(("Worst attack", f"{db(run.worst[1])} dB", f"on one upload: {esc(worst_name(run))}"))
@@ -36,6 +45,23 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     return [*found, ("Rounds", f"{run.done:,}", took)]
 
 
+def _place_figures(run: Run) -> list[tuple[str, str, str]]:
+    """The mean over the test photographs, and the worst of them."""
+    name, worst = next(iter(run.views.items()))
+    others = "".join(f"<br>{text}" for text in _means(run))
+    photographs = plural(len(run.views), "test photograph")
+    return [
+        ("PSNR", f"{db(run.view_mean('psnr'))} dB", f"mean of {photographs}{others}"),
+        ("Worst photograph", f"{db(number(worst.get('psnr')))} dB", f"<bdi>{esc(name, 40)}</bdi>"),
+    ]
+
+
+def _means(run: Run) -> list[str]:
+    """The other figures of a place that were measured."""
+    found = {text: run.view_mean(figure) for figure, (text, _) in FIGURES.items() if figure != "psnr"}
+    return [f"{text} {value:.3f}" for text, value in found.items() if value is not None]
+
+
 def _quality(run: Run, steps: Steps) -> str:
     later, similar = run.quality(steps[1]), run.quality(steps[0], "ssim")
     under = GROUPS[run.judged]
@@ -43,8 +69,50 @@ def _quality(run: Run, steps: Steps) -> str:
     return under + ("" if similar is None else f"<br>SSIM {similar:.2f}")
 
 
+def photographs(run: Run) -> str:
+    """The figures of each test photograph, the worst first, with a bar for the PSNR."""
+    known = [figure for figure in FIGURES if any(number(one.get(figure)) is not None for one in run.views.values())]
+    top = max((number(one.get("psnr")) or 0.0 for one in run.views.values()), default=0.0)
+    rows = [[f"<bdi>{esc(name, 60)}</bdi>", *_figures(one, known, top)] for name, one in run.views.items()]
+    head = ["Photograph", *(f"#{FIGURES[figure][0]}" for figure in known), ""]
+    shown = table(head, rows[:WORST], "views") if rows else ""
+    if len(rows) > WORST:
+        rest = table(head, rows[WORST:], "views")
+        shown += f"<details><summary>The other {plural(len(rows) - WORST, 'photograph')}</summary>{rest}</details>"
+    intro = "Photographs that nobody trained on, the worst first."
+    if "lpips" in known:
+        intro += " LPIPS is a distance: lower is better."
+    return section("photographs", "Test photographs", intro, shown)
+
+
+def _figures(one: Mapping[str, Any], known: Sequence[str], top: float) -> list[str]:
+    cells = [_figure(number(one.get(figure)), FIGURES[figure][1]) for figure in known]
+    share = max(0.0, number(one.get("psnr")) or 0.0) / top if top > 0 else 0.0
+    return [*cells, f'<i class="bar" style="width:{100 * min(share, 1.0):.0f}%"></i>']
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _places_side_by_side(runs: Sequence[Run]) -> str:
+    known = [figure for figure in FIGURES if any(run.view_mean(figure) is not None for run in runs)]
+    head = ["Run", *(f"#{FIGURES[figure][0]}" for figure in known), "#Worst PSNR", "#Photographs", "#Owners"]
+    head += ["#Rounds", "#Uploaded", "#Downloaded", "#Time"]
+    rows = []
+    for run in runs:
+        worst = number(next(iter(run.views.values())).get("psnr"))
+        cells = [_figure(run.view_mean(figure), FIGURES[figure][1]) for figure in known]
+        cells += [db(worst), f"{len(run.views):,}", f"{run.owners:,}", f"{run.done:,}"]
+        cells += [size(run.total("bytes_up")), size(run.total("bytes_down")), duration(run.total("seconds"))]
+        rows.append([named(run), *cells])
+    return section("runs", "Runs side by side", "Means over photographs that nobody trained on.", table(head, rows))
+
+
 def side_by_side(runs: Sequence[Run], steps: Steps) -> str:
     """The figures of several runs."""
+    if all(run.place for run in runs):
+        return _places_side_by_side(runs)
     known = dict.fromkeys(step for step in (0, *steps) if step is not None)
     shown = [step for step in known if any(run.quality(step) is not None for run in runs)]
     head = ["Run", *(f"#{plural(step, 'step')}" for step in shown), "#SSIM", "#PSNR_p", "#Worst attack", "#Over floor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedfields.report.runs import Run, mapping, number
-from fedfields.report.text import clean, db, listed, plural
+from fedfields.report.text import clean, db, duration, listed, plural
 
 CLOSE = 0.5
 """Decibels: an attack this close to the floor found little; runs this close to each other are named together."""
@@ -65,12 +65,22 @@ def verdict(run: Run, steps: int | None) -> str:
 
 
 def _gain(run: Run, steps: int | None) -> str:
+    if run.place:
+        return _rendered(run)
     value = run.quality(steps)
     if steps is None or value is None:
         return "No adapted picture has been measured yet"
     start = " from a random initialisation" if run.baseline else ""
     owner, where = ("an unseen owner", "") if run.judged == "unseen" else ("a training owner", " on held-out data")
     return f"After {plural(steps, 'step')}{start} {owner} gets {db(value)} dB on average{where}"
+
+
+def _rendered(run: Run) -> str:
+    """How well the test photographs of a place are rendered, and what that took."""
+    whose = "the field" if run.owners < 2 else f"the field of {run.owners} owners"
+    took = f"{plural(run.done, 'round')} and {duration(run.total('seconds'))} of training"
+    photographs = plural(len(run.views), "photograph")
+    return f"On {photographs} that nobody trained on {whose} reaches {db(run.view_mean('psnr'))} dB after {took}"
 
 
 def _leak(run: Run) -> str:
@@ -98,6 +108,10 @@ def _scope(run: Run) -> str:
 
 
 def _unmeasured(run: Run) -> str:
+    if run.place and run.owners == 1:
+        return "There is one owner, so this is training in one place."
+    if run.place:
+        return "What an upload reveals of the photographs has not been measured."
     if run.baseline and not run.total("bytes_up"):
         return "Nothing was uploaded."
     value = number(run.latest("psnr_p"))
@@ -120,7 +134,8 @@ def _sharpest(runs: Sequence[Run], steps: int | None) -> str:
         return ""
     best = max(value for value, _ in found)
     names = listed([run.label for value, run in found if value >= best - CLOSE])
-    return f"after {plural(steps, 'step')} the sharpest is {names} (up to {db(best)} dB)"
+    when = "on test photographs" if all(run.place for _, run in found) else f"after {plural(steps, 'step')}"
+    return f"{when} the sharpest is {names} (up to {db(best)} dB)"
 
 
 def _leakiest(runs: Sequence[Run]) -> str:

@@ -17,6 +17,7 @@ from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
 from fedfields.optim import Adam
+from fedfields.perceptual import Lpips, load_lpips
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -57,10 +58,12 @@ class Shot(NamedTuple):
     depth: Tensor
     first: int
 
-    def figures(self) -> dict:
-        """PSNR and SSIM of the columns that are scored, and whether the others were fitted."""
+    def figures(self, lpips: Lpips | None) -> dict:
+        """PSNR, SSIM (and LPIPS) of the columns that are scored, and whether the others were fitted."""
         shown, truth = self.colour[:, self.first :], self.truth[:, self.first :]
         scores = {"psnr": psnr(shown, truth), "ssim": ssim(shown.clamp(0, 1), truth)}
+        if lpips is not None:
+            scores["lpips"] = lpips(shown, truth)
         return scores | ({"fitted": "left half"} if self.first else {})
 
 
@@ -73,6 +76,7 @@ class PlaceSetup(NamedTuple):
         context: method, clients, loss.
         params: the initial weights; after `begin`, those that round 1 starts from.
         settings: rounds, cohort, seed, weights.
+        lpips: LPIPS, if the experiment names a file for it.
     """
 
     experiment: Experiment
@@ -80,6 +84,7 @@ class PlaceSetup(NamedTuple):
     context: Context
     params: Params
     settings: Settings
+    lpips: Lpips | None = None
 
     def begin(self, folder: Path, advance: Advance) -> PlaceSetup:
         """Publishes the shared frame, and a way around the place, in the run's folder; then makes the weights that
@@ -105,7 +110,7 @@ class PlaceSetup(NamedTuple):
         return expanded(params, self.shared)
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
-        """PSNR and SSIM of test photographs: as held-out data after 0 steps of adaptation, and one by one.
+        """PSNR, SSIM (and LPIPS) of test photographs: as held-out data after 0 steps of adaptation, and one by one.
 
         A field with appearance codes cannot know in which light a test photograph was taken. As in NeRF-W and
         DecentNeRF, its code is fitted to the left half, everything else frozen, and the right half is scored.
@@ -115,7 +120,7 @@ class PlaceSetup(NamedTuple):
             return {"psnr": {}, "ssim": {}, "views": {}}
         with one_thread():
             see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
-            figures = {photo.name: self._shot(see, photo).figures() for photo in photos}
+            figures = {photo.name: self._shot(see, photo).figures(self.lpips) for photo in photos}
         means = {name: mean(one[name] for one in figures.values()) for name in ("psnr", "ssim")}
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures}
 
@@ -134,7 +139,7 @@ class PlaceSetup(NamedTuple):
             shot = self._shot(see, photo)
             rows[photo.name] = [
                 Cell(shot.truth),
-                Cell(shot.colour, f"{shot.figures()['psnr']:.1f} dB"),
+                Cell(shot.colour, f"{shot.figures(None)['psnr']:.1f} dB"),
                 Cell(shot.depth),
             ]
         title = "Photographs that nobody trained on"
@@ -171,6 +176,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
         raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
     if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
+    lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters, experiment.seed)
     loss = loss_for(experiment)
@@ -178,7 +184,8 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds)
-    return PlaceSetup(experiment, place, Context(experiment.method, place.clients, loss), params, settings)
+    context = Context(experiment.method, place.clients, loss)
+    return PlaceSetup(experiment, place, context, params, settings, lpips)
 
 
 def loss_for(experiment: Experiment) -> RadianceFieldLoss:

@@ -13,10 +13,10 @@ from fedfields.errors import UserError
 from fedfields.scenes.captures import layout_of, load_capture
 from fedfields.scenes.data import Data, Survey
 from fedfields.scenes.folders import Found
-from fedfields.scenes.frame import frame_of
+from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Capture, View, load_colours
-from fedfields.scenes.scene import check_frame
+from fedfields.scenes.scene import check_frame, frame_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LAYOUTS = {
     "blender": "Blender's transforms_train.json",
     "transforms": "transforms.json of nerfstudio or instant-ngp",
+    "meganerf": "train/metadata of Mega-NeRF",
     "colmap": "a COLMAP model",
     "llff": "LLFF's poses_bounds.npy",
     "auto": "of no known layout",
@@ -86,13 +87,19 @@ def is_place(data: Data) -> bool:
     return data.path is not None and data.kind == "auto" and data.split is None and layout_of(data.path) is not None
 
 
-def check_place(path: Path, console: Console, advance: Callable[[str, int, int], None] = lambda *_: None) -> int:
+def check_place(
+    path: Path,
+    console: Console,
+    advance: Callable[[str, int, int], None] = lambda *_: None,
+    published: Path | None = None,
+) -> int:
     """Prints the views of a capture, the frame that suits it, and what is wrong; decodes every picture.
 
     Args:
         path: folder of the capture, or one ``.json`` file.
         console: where to print.
         advance: is told of progress: what, done, total.
+        published: the ``scene.json`` of a federation; without it the capture's own frame is taken.
 
     Returns:
         How many problems keep a run from using it.
@@ -103,19 +110,20 @@ def check_place(path: Path, console: Console, advance: Callable[[str, int, int],
     console.print(Text("with --kind image its pictures are checked one by one, as for runs on pictures", style="dim"))
     try:
         capture = load_capture(path)
+        frame = frame_of(capture) if published is None else load_frame(published)
     except UserError as error:
         console.print(Text(str(error), style="bold red"))
         return 1
     console.print(_views_table(capture))
-    for line in _place_facts(capture):
+    for line in _place_facts(capture, frame):
         console.print(Text(line))
-    for line in capture.problems:
+    for line in capture.problems + frame_notes(path, capture, frame):
         console.print(Text(line, style="yellow"))
     damaged = list(_damaged(capture, advance))
     for _, line in (pair for pair in damaged if pair[0] == "val"):
         console.print(Text(line, style="yellow"))
     problems = [line for split, line in damaged if split != "val"]  # No run opens pictures for validation.
-    problems += _useless(path, capture)
+    problems += _useless(path, capture, frame)
     for line in problems:
         console.print(Text(line, style="bold red"))
     console.print(Text(_verdict(len(problems), len(capture.views)), style="bold red" if problems else "green"))
@@ -145,7 +153,7 @@ def _angles(views: list[View]) -> str:
     return f"{low}°" if low == high else f"{low}° to {high}°"
 
 
-def _place_facts(capture: Capture) -> Iterator[str]:
+def _place_facts(capture: Capture, frame: Frame) -> Iterator[str]:
     counts = Counter(view.split for view in capture.views)
     parts = [f"{counts[split]} {split}" for split in ("train", "val", "test") if counts[split]]
     masks = sum(view.mask is not None for view in capture.views)
@@ -154,7 +162,6 @@ def _place_facts(capture: Capture) -> Iterator[str]:
         yield f"depth: from {capture.near:.4g} to {capture.far:.4g} world units"
     if capture.points is not None:
         yield f"points: {len(capture.points):,} of structure from motion"
-    frame = frame_of(capture)
     centre = ", ".join(f"{value:.4g}" for value in frame.centre)
     behind = "white" if frame.background == "white" else "unknown"
     yield f"frame: a cube around ({centre}), half its edge {frame.half:.4g} world units; background {behind}"
@@ -170,12 +177,12 @@ def _damaged(capture: Capture, advance: Callable[[str, int, int], None]) -> Iter
             yield view.split, str(error)
 
 
-def _useless(path: Path, capture: Capture) -> Iterator[str]:
+def _useless(path: Path, capture: Capture, frame: Frame) -> Iterator[str]:
     """Why no run could use it, though every picture may be well."""
     if not any(view.split == "train" for view in capture.views):
         yield printable(f"{path} has no view to train on; mark some as train, or leave out the splits")
     try:
-        check_frame(path, capture, frame_of(capture))
+        check_frame(path, capture, frame)
     except UserError as error:
         yield str(error)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose, from_opencv, inverted
+from fedfields.scenes.colmap_files import check_counts
 from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
 from fedfields.scenes.llff import FOLDERS
@@ -63,10 +64,9 @@ def read_colmap(folder: Path) -> Drafts:
     folders = model_folders(folder)
     models = [(_read_model(path), path) for path in folders]
     model, path = max(models, key=lambda pair: (pair[0].num_reg_images(), pair[0].num_points3D()))
-    images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
-    if not images:
-        raise broken(path, "no image has a pose: COLMAP could not place any; take more pictures that overlap")
-    finder = Finder(_picture_folders(folder, path))
+    images = _posed_images(model, path)
+    around = [parent for parent in path.parents if parent == folder or folder in parent.parents] or [folder]
+    finder, masks = Finder(_picture_folders(around)), Finder(tuple(parent / "masks" for parent in around))
     cameras: dict[int, Camera] = {}
     drafts, missing = [], []
     for image in images:
@@ -76,7 +76,8 @@ def read_colmap(folder: Path) -> Drafts:
             continue
         if image.camera_id not in cameras:
             cameras[image.camera_id] = camera_of(model.cameras[image.camera_id], path)
-        drafts.append(Draft(image.name, file, cameras[image.camera_id], _pose(image, path)))
+        mask = _mask(masks, image.name)
+        drafts.append(Draft(image.name, file, cameras[image.camera_id], _pose(image, path), mask=mask))
     near, far = _bounds(model, images)
     problems = _other_models(folder, models, path) + _unplaced(drafts)
     found = Drafts(drafts, missing, near, far, _points(model), problems=problems)
@@ -102,19 +103,37 @@ def load_pycolmap(what: str) -> Any:
 
 
 def _read_model(path: Path) -> Any:
+    check_counts(path)
+    pycolmap = load_pycolmap("a COLMAP model")
     try:
-        return load_pycolmap("a COLMAP model").Reconstruction(str(path))
-    except UserError:
-        raise
+        return pycolmap.Reconstruction(str(path))
     except Exception as error:  # pycolmap does not say which.
         raise broken(path, f"is no COLMAP model that can be read ({error}); make it again") from error
 
 
-def _picture_folders(folder: Path, model: Path) -> tuple[Path, ...]:
+def _posed_images(model: Any, path: Path) -> list[Any]:
+    """The images with a pose, by name; at least one."""
+    try:
+        images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+        for image in images:
+            image.cam_from_world()
+    except UnicodeDecodeError as error:
+        raise broken(path, "holds a picture's name that is not UTF-8; rename the pictures and make it again") from error
+    except Exception as error:  # A rig without the camera of an image, and the like; pycolmap does not say which.
+        raise broken(path, f"is no COLMAP model that can be read ({error}); make it again") from error
+    if not images:
+        raise broken(path, "no image has a pose: COLMAP could not place any; take more pictures that overlap")
+    return images
+
+
+def _picture_folders(around: list[Path]) -> tuple[Path, ...]:
     """``images`` beside the model's parents, innermost first, and the folders above it."""
-    parents = [parent for parent in model.parents if parent == folder or folder in parent.parents]
-    around = parents or [folder]
     return tuple(parent / name for parent in around for name in (*FOLDERS, "input")) + tuple(around)
+
+
+def _mask(masks: Finder, name: str) -> Path | None:
+    """The mask of a picture: ``a.jpg.png``, as COLMAP has it, or a picture of its own name."""
+    return masks.find(f"{name}.png") or masks.find(Path(name).with_suffix("").as_posix())
 
 
 def camera_of(camera: Any, path: Path) -> Camera:

@@ -12,13 +12,17 @@ from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.rendering.cameras import Camera, Model
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
-from fedfields.scenes.posed import Split
+from fedfields.scenes.posed import AS_POSED, Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NAMED = 8
 """So many names are listed in one line; the others are counted."""
+
+
+_LONGEST = 1_000_000
+"""Pixels along an edge of a camera, at most."""
 
 
 class Draft(NamedTuple):
@@ -30,6 +34,7 @@ class Draft(NamedTuple):
     pose: Tensor
     split: Split | None = None
     mask: Path | None = None
+    circle: float | None = None
 
 
 class Drafts(NamedTuple):
@@ -42,6 +47,7 @@ class Drafts(NamedTuple):
     points: Tensor | None = None
     background: Literal["white", "none"] = "none"
     problems: tuple[str, ...] = ()
+    applied: tuple[float, ...] = AS_POSED
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ def make_camera(where: str, model: Model, size: tuple[int, int], focal: tuple[fl
     Raises:
         UserError: the camera is impossible, or its distortion cannot be undone up to the edge of the picture.
     """
+    if max(size) > _LONGEST:
+        raise broken(where, f"a camera of {size[0]} x {size[1]} pixels; no picture is so large, correct its size")
     try:
         camera = Camera(model, *size, *focal, **others)
     except ValueError as error:

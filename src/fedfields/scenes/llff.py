@@ -46,8 +46,10 @@ def _read_rows(path: Path) -> Tensor:
 
     try:
         rows = np.load(path, allow_pickle=False)
+        if getattr(rows, "dtype", None) is None or rows.dtype.kind not in "fiu":
+            raise ValueError("it holds something else")
         values = torch.from_numpy(np.asarray(rows, dtype=np.float64))
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # The reader of headers raises nearly everything.
         raise broken(path, f"is no array of numbers ({error}); make it again") from error
     if values.ndim != 2 or values.shape[1] != 17 or not len(values):
         raise broken(path, f"has shape {list(values.shape)} where N x 17 was expected; make it again")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from fedfields.lazy import torch
 from fedfields.rendering.cameras import Camera
 from fedfields.scenes.images import FORMATS, check_pixels, open_picture, reading, to_rgb, to_values, unusable
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["train", "val", "test"]
+
+AS_POSED = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""The transform of poses that nobody has changed since they were estimated: the identity, 3 x 4, row by row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +31,8 @@ class View:
         pose: ``[3, 4]``, float64, camera-to-world, OpenGL axes, in the units of the capture.
         split: what the view is for.
         mask: a picture whose dark pixels are not to be used.
+        circle: radius, in pixels of the camera, around the middle of the picture outside of which nothing is to be
+            used, as fisheye lenses need it.
     """
 
     name: str
@@ -35,6 +41,7 @@ class View:
     pose: Tensor
     split: Split
     mask: Path | None = None
+    circle: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +50,15 @@ class Capture:
 
     Attributes:
         views: at least one.
-        near: depth (along the viewing axis, not along a ray) from which on something is seen, in world units, if known.
+        near: depth (along the viewing axis, not along a ray) from which on something is seen, in world units, if
+            known. Rays are not cut there but at the frame: such depths come from points of structure from motion, and
+            much that a photograph shows has no point.
         far: depth up to which something is seen, likewise.
         points: ``[P, 3]``, float64, points of structure from motion, if there are any.
         background: what lies behind everything: white, or nothing that is known.
         problems: what the user should know, a line each: pictures that are missing or left out.
+        applied: the transform, 3 x 4 row by row, that led from the world in which the cameras were estimated to that
+            of the poses, as far as the file says (``applied_transform`` times ``applied_scale`` of nerfstudio).
     """
 
     views: tuple[View, ...]
@@ -56,6 +67,7 @@ class Capture:
     points: Tensor | None = None
     background: Literal["white", "none"] = "none"
     problems: tuple[str, ...] = ()
+    applied: tuple[float, ...] = AS_POSED
 
 
 class Header(NamedTuple):
@@ -88,11 +100,12 @@ def load_colours(view: View, scale: float = 1.0) -> Picture:
         scale: size wanted, relative to the camera's; the picture is averaged down to it, or interpolated.
 
     Returns:
-        The colours, which of them to use, and the camera for them. Of a mask only pixels whose whole area may be
-        used count.
+        The colours, which of them to use, and the camera for them. Of a mask or circle only pixels whose whole area
+        may be used count.
 
     Raises:
-        UserError: picture or mask cannot be read or has another shape than the camera, or the mask leaves nothing.
+        UserError: picture or mask cannot be read or has another shape than the camera, or mask and circle leave
+            nothing.
     """
     camera = view.camera.scaled(scale)
     check_pixels(view.file, camera.width * camera.height)
@@ -102,6 +115,11 @@ def load_colours(view: View, scale: float = 1.0) -> Picture:
         weight = _load_sized(view.mask, view.camera, camera, mask=True)[..., 0]
         if not weight.any():
             raise unusable(view.mask, f"this mask leaves nothing of {view.file.name}", "black means: do not use")
+    if view.circle is not None:
+        weight = weight * _inside(view.circle, view.camera, camera).to(weight)
+        if not weight.any():
+            found = f"nothing is left of it inside fisheye_crop_radius, {view.circle:g} pixels"
+            raise unusable(view.file, found, "correct the radius" if view.mask is None else "correct radius or mask")
     return Picture(colours, weight, camera)
 
 
@@ -138,6 +156,13 @@ def _load_sized(path: Path, calibrated: Camera, wanted: Camera, mask: bool = Fal
             picture = picture.convert("L").point([0] * 128 + [255] * 128)
         values = to_values(_resize(picture, wanted))
     return (values == 1).float() if mask else values
+
+
+def _inside(radius: float, calibrated: Camera, wanted: Camera) -> Tensor:
+    """``[h, w]``: which pixels of ``wanted`` lie with all corners in the circle of ``calibrated`` around its middle."""
+    rows, columns = ((wanted.pixels() + 0.5) / torch.tensor([wanted.height, wanted.width]) - 0.5).abs().unbind(1)
+    down, across = (rows + 0.5 / wanted.height) * calibrated.height, (columns + 0.5 / wanted.width) * calibrated.width
+    return (torch.hypot(down, across) <= radius).view(wanted.height, wanted.width)
 
 
 def _resize(image: Image.Image, camera: Camera) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 from fedfields.errors import UserError
 from fedfields.scenes.captures import load_capture
 from fedfields.scenes.frame import Frame, frame_of, load_frame
+from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Capture, View
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
 from fedfields.seeds import generator
@@ -106,7 +107,8 @@ class Scene:
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, self._scale(view)) for view in tests)
         public = owner("public", common) if common else None
-        return Place(tuple(clients), photos, frame, capture.problems, public)
+        notes = capture.problems + frame_notes(self.path, capture, frame)
+        return Place(tuple(clients), photos, frame, notes, public)
 
     def _scale(self, view: View) -> float:
         longer = max(view.camera.width, view.camera.height)
@@ -114,23 +116,47 @@ class Scene:
 
 
 def check_frame(path: Path, capture: Capture, frame: Frame) -> None:
-    """Refuses a frame that most of the capture does not look into: it belongs to another place or scale.
+    """Refuses a frame that most of the capture is not in: it belongs to another place or scale.
 
     Raises:
-        UserError: fewer than half of the cameras look into it.
+        UserError: the poses were normalised in another way than those that the frame was made for, fewer than half of
+            the cameras look into it, or fewer than a tenth of the points of structure from motion lie in it.
     """
     import torch
 
     from fedfields.scenes.views import in_cube
 
+    remedy = "use the poses and the scene.json of the same federation"
+    if not torch.allclose(torch.tensor(capture.applied), torch.tensor(frame.applied), rtol=1e-4, atol=1e-6):
+        raise _disagree(path, "its applied_transform or applied_scale is not that of the federation", _UNDO)
     poses = torch.stack([frame.pose(view.pose) for view in capture.views])
     axis = in_cube(poses[:, :, 3], -poses[:, :, 2])
     share = float((axis.far > axis.near).double().mean())
     if share < 0.5:
-        raise UserError(
-            f"{path} and its frame disagree: only {share:.0%} of the cameras look into the frame's cube; use the poses "
-            "and the scene.json of the same federation"
-        )
+        raise _disagree(path, f"only {share:.0%} of the cameras look into the frame's cube", remedy)
+    if capture.points is not None and len(capture.points) >= 8:
+        inside = float((frame.points(capture.points).abs() <= 1).all(1).double().mean())
+        if inside < 0.1:
+            raise _disagree(path, f"only {inside:.0%} of its points lie in the frame's cube", remedy)
+
+
+_UNDO = "nobody may normalise poses alone: process the photographs as the federation did"
+
+
+def _disagree(path: Path, found: str, remedy: str) -> UserError:
+    return UserError(printable(f"{path} and its frame disagree: {found}; {remedy}"))
+
+
+def frame_notes(path: Path, capture: Capture, frame: Frame) -> tuple[str, ...]:
+    """A line if the capture is so small in the frame that its scale is probably another."""
+    if capture.points is None or len(capture.points) < 8:
+        return ()
+    low, high = (frame.points(capture.points).quantile(q, dim=0) for q in (0.01, 0.99))
+    share = float((high - low).max()) / 2
+    if share >= 0.05:
+        return ()
+    found = f"{path} fills only {share:.1%} of the frame's cube along its longest axis"
+    return (printable(f"{found}: right for a small part of a large place, else its scale is another"),)
 
 
 def spread(items: Sequence[T], most: int) -> Sequence[T]:

@@ -12,7 +12,7 @@ from fedfields.rendering.cameras import COEFFICIENTS, Camera, Model, check_pose
 from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_camera
 from fedfields.scenes.images import printable
 from fedfields.scenes.ply import read_points
-from fedfields.scenes.posed import Split, read_header
+from fedfields.scenes.posed import AS_POSED, Split, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,18 +46,25 @@ def read_blender(folder: Path) -> Drafts:
         UserError: see `read_transforms`.
     """
     drafts, missing = [], []
+    problems: dict[str, None] = {}
+    applied: dict[tuple[float, ...], Path] = {}
     for split, file in blender_files(folder).items():
         found = read_transforms(file)
         drafts += [draft._replace(split=split) for draft in found.drafts]
         missing += found.missing
-    return Drafts(drafts, missing, background="white")
+        problems |= dict.fromkeys(found.problems)
+        applied.setdefault(found.applied, file)
+    if len(applied) > 1:
+        first, other = (file.name for file in list(applied.values())[:2])
+        raise broken(folder, f"{first} and {other} differ in applied_transform or applied_scale; make them alike")
+    return Drafts(drafts, missing, background="white", problems=tuple(problems), applied=next(iter(applied)))
 
 
 def read_transforms(path: Path) -> Drafts:
     """Views of one JSON file, whose poses are camera-to-world with OpenGL axes.
 
     Intrinsics are global or of a frame. Without a size, that of the picture is taken; of the first one, where the
-    intrinsics are global.
+    intrinsics are global. ``orientation_override`` asks nerfstudio how to turn the poses: here nobody turns them.
 
     Raises:
         UserError: the file is not JSON, has no frames, or a frame lacks something or has an impossible camera or
@@ -75,7 +82,11 @@ def read_transforms(path: Path) -> Drafts:
             unlisted.append(name)
             continue
         values = _same_size(drafts, frame) | meta | frame
-        draft = _draft(name, values, finder, printable(f"{path}, frame {name}"))
+        where = printable(f"{path}, frame {name}")
+        if values.get("camera_model") != meta.get("camera_model"):
+            found = f"has a camera_model of its own, {values['camera_model']!r:.40}, which other programs do not read"
+            raise broken(where, f"{found}; name one model for all frames, outside of them")
+        draft = _draft(name, values, finder, where)
         if isinstance(draft, str):
             missing.append(draft)
         else:
@@ -84,7 +95,8 @@ def read_transforms(path: Path) -> Drafts:
     problems = (f"frames in no split of {path.name}, left out: {listed(unlisted)}",) if unlisted else ()
     white = drafts and read_header(drafts[0].file).transparent
     points, lost = _points(meta, path)
-    return Drafts(drafts, missing, near, far, points, "white" if white else "none", problems + lost)
+    problems += lost + _depth_maps(meta, path)
+    return Drafts(drafts, missing, near, far, points, "white" if white else "none", problems, _applied(meta, path))
 
 
 def transforms_of(found: Drafts, folder: str, points: str = "") -> dict[str, Any]:
@@ -166,7 +178,7 @@ def _draft(name: str, values: dict[str, Any], finder: Finder, where: str) -> Dra
     mask = finder.find(str(mask_name)) if mask_name else None
     if mask_name and mask is None:
         return str(mask_name)
-    return Draft(name, file, _camera(values, file, where), pose, mask=mask)
+    return Draft(name, file, _camera(values, file, where), pose, mask=mask, circle=_circle(values, where))
 
 
 def _matrix(values: Any, where: str) -> Tensor:
@@ -247,6 +259,37 @@ def _bounds(meta: dict[str, Any], path: Path) -> tuple[float | None, float | Non
     if not 0 <= near < far < math.inf:
         raise broken(path, f"near is {near:g} and far {far:g}; they must satisfy 0 <= near < far")
     return near, far
+
+
+def _circle(values: dict[str, Any], where: str) -> float | None:
+    """``fisheye_crop_radius``, in pixels; None if there is none."""
+    if values.get("fisheye_crop_radius") is None:
+        return None
+    radius = _number(values, "fisheye_crop_radius", where)
+    if not 0 < radius < math.inf:
+        raise broken(where, f"fisheye_crop_radius is {radius:g}; it must be positive, in pixels")
+    return radius
+
+
+def _depth_maps(meta: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """A line about depth maps, if there are any."""
+    count = sum("depth_file_path" in frame for frame in _frames(meta, path))
+    return (f"depth maps (depth_file_path), {count}: not used, fields are trained on colours alone",) if count else ()
+
+
+def _applied(meta: dict[str, Any], path: Path) -> tuple[float, ...]:
+    """What was done to the poses since they were estimated: ``applied_transform``, then ``applied_scale``."""
+    given = meta.get("applied_transform")
+    rows = torch.tensor(AS_POSED, dtype=torch.float64).view(3, 4)
+    if given is not None:
+        try:
+            rows = torch.tensor(given, dtype=torch.float64)[:3]
+        except (TypeError, ValueError, RuntimeError, OverflowError, IndexError):
+            rows = torch.zeros(0)
+    scale = _number(meta, "applied_scale", str(path), 1.0)
+    if rows.shape != (3, 4) or not rows.isfinite().all() or not 0 < scale < math.inf:
+        raise broken(path, "applied_transform is not 3 x 4 numbers, or applied_scale not positive; correct them")
+    return tuple((scale * rows).flatten().tolist())
 
 
 def _points(meta: dict[str, Any], path: Path) -> tuple[Tensor | None, tuple[str, ...]]:
