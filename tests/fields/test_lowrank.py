@@ -90,3 +90,16 @@ def test_full_rank_is_the_field_itself_and_gradients_reach_all_that_is_trained(n
 def test_nonsense_is_refused(settings):
     with pytest.raises(ValueError, match=f"compression.{next(iter(settings))} is"):
         LowRank(**settings)
+
+
+def test_codes_of_appearance_are_read_through_the_factors():
+    """A factored field says how long its codes are, and with full rank colours them as the field itself does."""
+    field = Nerf(width=24, depth=3, octaves=3, direction_octaves=2, skip=2, appearance=5)
+    params = field.init(random())
+    trained, shared = LowRank(energy=1.0).factors(params)
+    factored = Factored(field, shared)
+    points, ways, codes = (torch.randn(7, n, generator=random(n)) for n in (3, 4, 5))
+    ways = torch.nn.functional.normalize(ways[:, :3], dim=1)
+    assert factored.appearance == 5 and Factored(FIELDS["nerf"], {}).appearance == 0
+    for found, wanted in zip(factored(trained, points, ways, codes), field(params, points, ways, codes), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

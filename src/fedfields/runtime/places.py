@@ -58,7 +58,7 @@ class Shot(NamedTuple):
     depth: Tensor
     first: int
 
-    def figures(self, lpips: Lpips | None) -> dict:
+    def figures(self, lpips: Lpips | None = None) -> dict:
         """PSNR, SSIM (and LPIPS) of the columns that are scored, and whether the others were fitted."""
         shown, truth = self.colour[:, self.first :], self.truth[:, self.first :]
         scores = {"psnr": psnr(shown, truth), "ssim": ssim(shown.clamp(0, 1), truth)}
@@ -139,7 +139,7 @@ class PlaceSetup(NamedTuple):
             shot = self._shot(see, photo)
             rows[photo.name] = [
                 Cell(shot.truth),
-                Cell(shot.colour, f"{shot.figures(None)['psnr']:.1f} dB"),
+                Cell(shot.colour, f"{shot.figures()['psnr']:.1f} dB"),
                 Cell(shot.depth),
             ]
         title = "Photographs that nobody trained on"

@@ -96,7 +96,7 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
         UserError: the data is no good, or the parts do not go together.
     """
     if experiment.compression is not None:
-        raise UserError("low-rank weights are for fields of one place; leave out compression:low-rank")
+        raise UserError("low-rank weights are for fields of places; for other data leave out compression:low-rank")
     random = generator(experiment.seed, "init")
     if isinstance(experiment.data, Objects):
         loss = radiance_loss(experiment)
