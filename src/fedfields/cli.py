@@ -433,9 +433,12 @@ def _check(arguments: list[str]) -> int:
     base = dataclasses.replace(Data(), path=path)
     chosen, rest = _parse_some(CheckFlags, CheckFlags(), flags)
     data = _parse(Data, base, rest, "fedfields check DIR", about)
-    from fedfields.scenes.check import check, check_place, is_place
+    from fedfields.scenes.check import check, check_objects, check_place, is_place, is_set_of_objects
     from fedfields.terminal import console, steps_progress
 
+    if is_set_of_objects(data) and not is_place(data):
+        with steps_progress("check") as advance:
+            return 1 if check_objects(Path(words[0]), console, advance) else 0
     if is_place(data):
         with steps_progress("check") as advance:
             problems = check_place(Path(words[0]), console, advance, chosen.frame)

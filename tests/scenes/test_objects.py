@@ -1,10 +1,12 @@
 """Sets of objects: who owns what, which photographs are fitted, and what is refused."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
+from fedfields.cli import main
 from fedfields.errors import UserError
 from fedfields.scenes.objects import Objects, dirichlet_shares, object_folders
 from fedfields.seeds import generator
@@ -132,3 +134,17 @@ def test_folders_without_objects_are_refused(tmp_path):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         Objects(**wrong)
+
+
+def test_check_lists_objects_and_what_is_wrong(balls, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(balls, folder)
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(folder)])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0 and "kind-0/ball-0" in out and "a run can use this" in out
+    picture = next((folder / "kind-1" / "ball-1" / "train").iterdir())
+    picture.write_bytes(picture.read_bytes()[:60])
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(folder)])
+    assert caught.value.code == 1 and "1 of them must be put right" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def _opened(path: Path, experiment: Experiment) -> tuple[Task, VisibleLoss, Para
     random = generator(experiment.seed, "init")
     if isinstance(experiment.data, Objects):
         loss = radiance_loss(experiment)
-        task = experiment.data.open(path, loss.settings.jitters, generator(experiment.seed, "personal"))
+        task = experiment.data.open(path, loss.settings.jitters)
         return task, loss, experiment.field.init(random)  # pyright: ignore[reportCallIssue]
     assert isinstance(experiment.data, Data) and isinstance(experiment.field, Siren | FourierMlp)
     signal = read_signal(path, experiment.data)

@@ -15,6 +15,7 @@ from fedfields.scenes.data import Data, Survey
 from fedfields.scenes.folders import Found
 from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
+from fedfields.scenes.objects import Objects, object_folders
 from fedfields.scenes.posed import Capture, View, load_colours
 from fedfields.scenes.scene import check_frame, frame_notes
 
@@ -128,6 +129,46 @@ def check_place(
         console.print(Text(line, style="bold red"))
     console.print(Text(_verdict(len(problems), len(capture.views)), style="bold red" if problems else "green"))
     return len(problems)
+
+
+def is_set_of_objects(data: Data) -> bool:
+    """Whether folders of the folder hold poses, and nobody said that it holds pictures or clips."""
+    if data.path is None or data.kind != "auto" or data.split is not None or not data.path.is_dir():
+        return False
+    return bool(object_folders(data.path))
+
+
+def check_objects(path: Path, console: Console, advance: Callable[[str, int, int], None] = lambda *_: None) -> int:
+    """Prints the objects of a set, their photographs, and what is wrong; decodes every picture.
+
+    Returns:
+        How many objects keep a run from using the set.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    data, folders = Objects(path=path), object_folders(path)
+    console.print(Text(printable(f"{path} is a set of {len(folders)} objects in posed photographs")))
+    table = Table("Object", "To fit", "To judge", "Why not, and what to do", show_edge=False)
+    problems = 0
+    for done, folder in enumerate(folders):
+        advance("decoding", done, len(folders))
+        name = printable(folder.relative_to(path).as_posix())
+        try:
+            task = data.open(folder, jitters=1)
+            table.add_row(Text(name), *(str(len(signal.photos)) for signal in (task.support, task.query)), "")  # pyright: ignore
+        except UserError as error:
+            problems += 1
+            table.add_row(Text(name, style="bold red"), "", "", Text(str(error), style="bold red"))
+    console.print(table)
+    if len(folders) < 2:
+        problems += 1
+        console.print(Text("a federation needs two objects", style="bold red"))
+    verdict = (
+        f"{problems} of them must be put right" if problems else "a run can use this: fedfields run maml-3d --data"
+    )
+    console.print(Text(printable(f"{verdict} {'' if problems else path}"), style="bold red" if problems else "green"))
+    return problems
 
 
 def _views_table(capture: Capture) -> Table:

@@ -170,13 +170,13 @@ class Objects:
         """How many clients are unseen."""
         return max(1, int(self.unseen * clients)) if self.unseen and clients >= 3 else 0
 
-    def open(self, folder: Path, jitters: int, random: Generator) -> Task:
+    def open(self, folder: Path, jitters: int) -> Task:
         """An object from elsewhere as a task, with all photographs it has.
 
         Raises:
             UserError: as `load`.
         """
-        return self._task(folder, folder.name, ALL, jitters, random)
+        return self._task(folder, folder.name, ALL, jitters, generator(0))
 
     def _name(self, folder: Path) -> str:
         assert self.path is not None
