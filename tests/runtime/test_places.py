@@ -7,12 +7,14 @@ import shutil
 import pytest
 import torch
 
+from fedfields import tree
 from fedfields.config import Experiment, from_json, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import Local
 from fedfields.fields import CoarseFine, HashGrid, LowRank, Nerf, SimpleNerf, Siren, expanded
 from fedfields.losses import MarchedLoss, RadianceLoss
 from fedfields.objectives import Fit, Maml, MeNF
+from fedfields.privacy import Noise, Surrogate
 from fedfields.rendering.marching import Marching, march_rays
 from fedfields.rendering.rays import RenderSettings
 from fedfields.runtime import start
@@ -296,3 +298,18 @@ def test_dense_and_marched_rendering_agree(capture):
     marched = MarchedLoss(GRID, Marching(steps=2000)).render(params, batch.inputs).colour
     dense = RadianceLoss(GRID, RenderSettings(samples=1000)).render(params, batch.inputs._replace(jitter=None)).colour
     assert (marched - dense).abs().max() < 2e-3
+
+
+def test_updates_of_a_place_can_be_clipped_and_noised_and_surrogates_are_refused(capture, tmp_path):
+    """Two runs that differ in the noise alone: without any they end within the clip of each round of the start."""
+    base = experiment(capture, rounds=2, data=Scene(capture, clients=2), cohort=2)
+    ends = {}
+    for ratio in (0.0, 5.0):
+        chosen = dataclasses.replace(base, privacy=(Noise(clip=0.05, ratio=ratio),))
+        run(chosen, tmp_path / str(ratio))
+        ends[ratio] = load_weights(tmp_path / str(ratio) / "model.safetensors")
+    start = set_up(base).params
+    moved = {ratio: float(tree.norm(tree.sub(end, start))) for ratio, end in ends.items()}
+    assert 0 < moved[0.0] <= 2 * 0.05 * 1.001 and moved[5.0] > 3 * moved[0.0]
+    with pytest.raises(UserError, match="leave out privacy:surrogate"):
+        set_up(dataclasses.replace(base, privacy=(Surrogate("public"),)))

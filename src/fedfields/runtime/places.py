@@ -18,6 +18,7 @@ from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
 from fedfields.optim import Adam
 from fedfields.perceptual import Lpips, load_lpips
+from fedfields.privacy import Surrogate
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
@@ -172,8 +173,8 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
         UserError: the capture is no good, or the parts do not go together.
     """
     assert isinstance(experiment.data, Scene)
-    if experiment.privacy:
-        raise UserError("clips, noise and surrogates are not made for places yet; leave out privacy:...")
+    if any(isinstance(part, Surrogate) for part in experiment.privacy):
+        raise UserError("surrogates teach what many signals have in common; for one place leave out privacy:surrogate")
     if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
