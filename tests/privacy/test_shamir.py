@@ -70,6 +70,12 @@ def test_what_is_no_sharing_is_refused(length, indices, threshold):
         shamir.split(bytes(length), indices, threshold, PICK.randbytes)
 
 
+@pytest.mark.parametrize("shares", [{}, {0: bytes(16), 1: bytes(16)}, {-1: bytes(16)}, {65536: bytes(16)}])
+def test_shares_with_impossible_indices_are_refused(shares):
+    with pytest.raises(ValueError, match="indices"):
+        shamir.combine(shares)
+
+
 def test_fast_enough_for_a_hundred_clients():
     begun = time.process_time()
     secret = PICK.randbytes(64)  # Two secrets of 32 bytes.

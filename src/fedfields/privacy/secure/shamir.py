@@ -33,8 +33,7 @@ def split(secret: bytes, indices: Sequence[int], threshold: int, random: Callabl
         threshold: t, how many shares give the secret, in [1, len(indices)].
         random: gives that many secret random bytes.
     """
-    if len(set(indices)) != len(indices) or not all(0 < index <= LARGEST for index in indices):
-        raise ValueError("indices of shares must be distinct and lie in [1, 65535]")
+    _check(indices)
     if not 1 <= threshold <= len(indices) or len(secret) % PIECE or not secret:
         raise ValueError(f"{threshold} of {len(indices)} shares of {len(secret)} bytes: no such sharing")
     lanes = len(secret) // PIECE
@@ -51,11 +50,17 @@ def split(secret: bytes, indices: Sequence[int], threshold: int, random: Callabl
 
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret from exactly its threshold of shares by index. Wrong or too few shares give other bytes, no error."""
+    _check(list(shares))
     lanes = len(next(iter(shares.values()))) // PIECE
     ones, total = _ones(lanes), 0
     for (_, share), weight in zip(sorted(shares.items()), _weights(tuple(sorted(shares))), strict=True):
         total ^= _times(_spread(share), weight, ones)
     return _gather(total, lanes)
+
+
+def _check(indices: Sequence[int]) -> None:
+    if not indices or len(set(indices)) != len(indices) or not all(0 < index <= LARGEST for index in indices):
+        raise ValueError("indices of shares must be distinct and lie in [1, 65535], and there must be some")
 
 
 @lru_cache(maxsize=256)
