@@ -181,3 +181,15 @@ def test_an_empty_leaf_is_nothing():
     back = fixed.decode(fixed.encode(report, generator()).vector, 1)
     assert back["delta"]["x"].shape == (0,)
     assert back["delta"]["y"].tolist() == [1.0, 1.0]
+
+
+def test_a_scaled_report_does_not_leave_its_range_by_rounding():
+    """Where the limit is the largest integer to the bit, and no room is left above it."""
+    for top in np.random.default_rng(0).uniform(1, 10, 300):
+        limit = (2**31 - 1) // 3 / 2**20
+        report = report_of(limit * top, -limit * top, dtype=torch.float64)
+        fixed = fixed_of(report, delta=limit, clients=3)
+        assert fixed.scale("delta") * limit == fixed.largest
+        vector, factor = fixed.encode(report, generator())
+        assert limit * top * factor <= limit
+        assert max(abs(q) for q in signed(vector)) <= fixed.largest

@@ -110,3 +110,16 @@ def test_small_cohorts_by_hand():
 def test_a_hopeless_cohort_is_refused():
     with pytest.raises(UserError, match="no graph of 10 clients withstands 5 corrupt and 5 dropped"):
         degree_for(10, 5, 5)
+
+
+@pytest.mark.parametrize("case", [(40, 4, 6, 1.0), (100, 5, 5, 1.0), (1000, 30, 30, 5.0)])
+def test_the_failure_is_the_sum_of_three(case):
+    """Two hypergeometric tails by scipy, and the runs on the circle."""
+    stats = pytest.importorskip("scipy.stats")
+    clients, corrupt, dropped, sigma = case
+    degree, threshold, failure = degree_for(clients, corrupt, dropped, sigma)
+    surrounded = stats.hypergeom.sf(threshold - 1, clients - 1, corrupt, degree)
+    lost = stats.hypergeom.sf(degree - threshold, clients - 1, dropped, degree)
+    runs = math.comb(clients, 2) * math.prod((corrupt + dropped - i) / (clients - i) for i in range(degree))
+    assert runs > 1e-8 * failure
+    assert failure == pytest.approx(clients * (surrounded + lost) + runs, rel=1e-9)
