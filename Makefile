@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check setup clean
+.PHONY: demo test nightly check setup clean
 
 demo: setup
 	$(BIN)/fedfields demo
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Thousands of generated rounds of secure sums; prints how many ended how.
+nightly: setup
+	FEDFIELDS_CASES=2000 $(BIN)/python -m pytest -k generated_rounds tests/privacy
 
 check: setup
 	$(BIN)/ruff check .
