@@ -14,7 +14,7 @@ from fedfields.federation import Local, Method
 from fedfields.fields import CoarseFine, FourierMlp, HashGrid, LowRank, Nerf, SimpleNerf, Siren
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
 from fedfields.optim import Adam, Sgd
-from fedfields.privacy import Noise, Surrogate, Transform
+from fedfields.privacy import Noise, SecAgg, Surrogate, Transform
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
@@ -107,6 +107,11 @@ class Experiment:
             raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
         if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
             raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
+        sums = self.method.sums
+        if sums is not None and self.cohort < sums.minimum:
+            raise ValueError(
+                f"sec-agg sums at least {sums.minimum} reports, but cohort is {self.cohort}; raise --cohort"
+            )
         least = getattr(self.strategy, "least", 1)
         if self.cohort < least:
             raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
@@ -156,6 +161,7 @@ PRIVACY: dict[str, Transform] = {
     "noise": Noise(),
     "surrogate": Surrogate("own"),
     "public-surrogate": Surrogate("public"),
+    "sec-agg": SecAgg(),
 }
 
 FIELDS: dict[str, Siren | FourierMlp] = {
@@ -374,7 +380,7 @@ CLASSES: dict[str, type] = {
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
-        *(Noise, Surrogate),
+        *(Noise, SecAgg, Surrogate),
     )
 }
 

@@ -17,6 +17,7 @@ from fedfields.objectives.base import Objective
 from fedfields.objectives.meta import Maml
 from fedfields.optim import Adam, Sgd
 from fedfields.privacy.base import Transform
+from fedfields.privacy.sums import SecAgg
 from fedfields.seeds import generator
 from fedfields.strategies.averaging import FedAvg
 from fedfields.strategies.base import Outcome, Strategy
@@ -72,6 +73,21 @@ class Method:
     local: Local = field(default_factory=Local)
     strategy: Strategy = field(default_factory=FedAvg)
     privacy: tuple[Transform, ...] = ()
+
+    def __post_init__(self) -> None:
+        sums = [part for part in self.privacy if isinstance(part, SecAgg)]
+        if sums and (len(sums) > 1 or not isinstance(self.privacy[-1], SecAgg)):
+            raise ValueError("sec-agg comes once and last: what is masked cannot be clipped or noised any more")
+        if sums and not self.strategy.sums_only:
+            raise ValueError(
+                f"{type(self.strategy).__name__} looks at single reports, which sec-agg hides; choose a strategy that "
+                "needs only their sum, such as strategy:fedavg"
+            )
+
+    @property
+    def sums(self) -> SecAgg | None:
+        """How reports are summed so that nobody sees a single one; None if the server may see them."""
+        return next((part for part in self.privacy if isinstance(part, SecAgg)), None)
 
     def client_init(self, params: Params) -> Memory:
         """What a client remembers before its first visit."""
@@ -219,9 +235,10 @@ def prepare(privacy: Sequence[Transform], client: Client, *, seed: int) -> Clien
     return client
 
 
-def sample_cohort(clients: int, size: int, *, seed: int, round: int) -> list[int]:
+def sample_cohort(clients: int, size: int, *, seed: int, round: int, attempt: int = 0) -> list[int]:
     """Indices of the round's clients, without replacement, in ascending order (the order of the sum)."""
-    order = torch.randperm(clients, generator=generator(seed, "cohort", round))
+    path = ("cohort", round, attempt) if attempt else ("cohort", round)
+    order = torch.randperm(clients, generator=generator(seed, *path))
     return sorted(order[: min(size, clients)].tolist())
 
 
@@ -264,6 +281,12 @@ def close_round(
     total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
     if not total:
         return state._replace(round=state.round + 1), {}
+    return settle(method, state, total, clients)
+
+
+def settle(method: Method, state: ServerState, total: Report, clients: int) -> tuple[ServerState, Metrics]:
+    """The end of a round, from the sum of its reports."""
+    strategy = method.strategy
     for transform in reversed(method.privacy):
         total = transform.server(total)
     params, memory, metrics = strategy.apply(state.params, state.memory, total, clients)

@@ -3,4 +3,5 @@
 from fedfields.privacy.base import Transform as Transform
 from fedfields.privacy.base import clip_report as clip_report
 from fedfields.privacy.noise import Noise as Noise
+from fedfields.privacy.sums import SecAgg as SecAgg
 from fedfields.privacy.surrogate import Surrogate as Surrogate
