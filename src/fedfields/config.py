@@ -334,8 +334,15 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
 
     Raises:
-        UserError: no such axis or member; the line names the nearest ones.
+        UserError: no such axis or member, and the line names the nearest ones; or it does not go with the other parts.
     """
+    try:
+        return _chosen(experiment, axis, name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _chosen(experiment: Experiment, axis: str, name: str) -> Experiment:
     if axis not in AXES:
         raise UserError(f"there is no axis '{axis}'; {nearest(axis, AXES)}")
     key = name.lower().replace("_", "-")
@@ -345,7 +352,8 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
         raise UserError(f"there is no {axis} '{name}'; {nearest(key, AXES[axis])}")
     member = AXES[axis][key]
     if axis == "privacy":
-        return dataclasses.replace(experiment, privacy=(*experiment.privacy, member))
+        privacy = sorted((*experiment.privacy, member), key=lambda part: isinstance(part, SecAgg))  # It comes last.
+        return dataclasses.replace(experiment, privacy=tuple(privacy))
     if axis == "local-optimizer":
         return dataclasses.replace(experiment, local=dataclasses.replace(experiment.local, optimizer=member))
     if axis == "adapt-optimizer":

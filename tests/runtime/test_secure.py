@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedfields import tree
-from fedfields.config import STRATEGIES, Experiment
+from fedfields.config import STRATEGIES, Experiment, choose, preset
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method, start_server
 from fedfields.objectives import Fit, Inner, Maml
@@ -175,6 +175,11 @@ def test_reports_out_of_reach_are_scaled_down_whole_and_counted():
 def test_what_cannot_be_protected_is_refused_when_it_is_put_together(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_on_the_command_line_its_place_does_not_matter():
+    chosen = choose(choose(preset("maml"), "privacy", "sec-agg"), "privacy", "noise")
+    assert [type(part) for part in chosen.privacy] == [Noise, SecAgg]
 
 
 def test_too_few_owners_are_one_line():
