@@ -84,6 +84,10 @@ class Experiment:
 
     compression: LowRank | None = None
     """How the weights of a field of a place are made smaller for the way; none sends them as they are."""
+    max_norm: float = 0.0
+    """Largest norm of a client's update; a larger one is dropped, counted and named; 0 for no bound. Under sec-agg,
+    where nobody could look, an honest client drops out by itself."""
+
     lpips: Path | None = None
     """Weights of AlexNet or VGG-16, as torchvision publishes them: judge test photographs by LPIPS, too."""
 
@@ -95,6 +99,7 @@ class Experiment:
             ("checkpoint_every", 1),
             ("workers", 0),
             ("warm_up", 0),
+            ("max_norm", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")

@@ -242,8 +242,15 @@ def sample_cohort(clients: int, size: int, *, seed: int, round: int, attempt: in
     return sorted(order[: min(size, clients)].tolist())
 
 
-def validate(report: Report, like: Report, max_weight: float) -> None:
-    """Raises :class:`Rejected` unless the report has the shape of ``like``, is finite, and has a weight in range."""
+def validate(report: Report, like: Report, max_weight: float, max_norm: float = 0.0) -> None:
+    """Raises :class:`Rejected` unless the report has the shape of ``like``, is finite, and is within bounds.
+
+    Args:
+        report: of one client.
+        like: what a client that did not move would send.
+        max_weight: largest weight.
+        max_norm: largest norm of the client's update, per unit of its weight; 0 for no bound.
+    """
     if set(report) != set(like):
         raise Rejected(f"its parts are {sorted(report)}, not {sorted(like)}")
     for name, part in like.items():
@@ -261,6 +268,8 @@ def validate(report: Report, like: Report, max_weight: float) -> None:
     weight = float(report["stats"]["weight"])
     if not 0 < weight <= max_weight:
         raise Rejected(f"its weight is {weight:g}, not in (0, {max_weight:g}]")
+    if max_norm and (size := float(tree.norm(report["delta"])) / weight) > max_norm:
+        raise Rejected(f"its update has norm {size:.3g}, beyond the bound {max_norm:g}")
 
 
 def close_round(

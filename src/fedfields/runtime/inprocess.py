@@ -55,7 +55,8 @@ class Round(NamedTuple):
 class Settings(NamedTuple):
     """How rounds are run, beside the method.
 
-    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``.
+    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``. Updates
+    larger than ``max_norm`` are dropped, unless it is 0.
     """
 
     rounds: int
@@ -63,6 +64,7 @@ class Settings(NamedTuple):
     seed: int = 0
     weights: Sequence[float] | None = None
     seconds: float | None = None
+    max_norm: float = 0.0
 
     def progress(self, rounds: int, spent: float) -> float:
         """Share of the training that is over after so many rounds and seconds; from 1 on, all of it."""
@@ -269,7 +271,7 @@ class _Call(NamedTuple):
             try:
                 if isinstance(reply, Failed):
                     raise Rejected(str(reply))
-                validate(reply.report, self.form, max_weight=max(1.0, _weight(settings, i)))
+                validate(reply.report, self.form, max(1.0, _weight(settings, i)), settings.max_norm)
             except Rejected as reason:
                 yield reason
             else:
