@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedfields import tree
 from fedfields.errors import UserError
@@ -13,15 +13,21 @@ from fedfields.federation import (
     Rejected,
     Reply,
     ServerState,
+    broadcast,
     close_round,
+    expected,
     sample_cohort,
     start_server,
     validate,
     visit,
 )
+from fedfields.privacy.sources import Secure
 from fedfields.runtime.pool import Failed, Pool, one_thread
-from fedfields.strategies.base import Outcome
+from fedfields.seeds import generator
 from fedfields.types import Client, Loss, Memory, Params, Report
+
+if TYPE_CHECKING:
+    from fedfields.privacy.sources import Source
 
 
 class Context(NamedTuple):
@@ -53,7 +59,9 @@ class Round(NamedTuple):
 class Settings(NamedTuple):
     """How rounds are run, beside the method.
 
-    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``.
+    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``. With
+    ``poisson``, ``cohort`` is the expected number of clients in a round. With ``secret``, noise and cohorts come from
+    the operating system's entropy instead of the seed.
     """
 
     rounds: int
@@ -61,6 +69,12 @@ class Settings(NamedTuple):
     seed: int = 0
     weights: Sequence[float] | None = None
     seconds: float | None = None
+    poisson: bool = False
+    secret: bool = False
+
+    def source(self, *path: str | int) -> Source:
+        """Of the noise, or of the cohort, of this path."""
+        return Secure() if self.secret else generator(self.seed, *path)
 
     def progress(self, rounds: int, spent: float) -> float:
         """Share of the training that is over after so many rounds and seconds; from 1 on, all of it."""
@@ -81,6 +95,8 @@ def train(
     weights: Sequence[float] | None = None,
     workers: int = 1,
     on_round: Callable[[Round], None] | None = None,
+    poisson: bool = False,
+    secret: bool = False,
 ) -> Params:
     """Federated training of any model: the whole thing in one call.
 
@@ -90,16 +106,18 @@ def train(
         loss: ``(params, batch) -> scalar``.
         params: where to start.
         rounds: R.
-        cohort: M clients in each round, sampled without replacement.
+        cohort: M clients in each round, sampled without replacement, or their expected number with ``poisson``.
         seed: of everything random.
         weights: p_k of each client; one by default.
         workers: processes; 0 decides by timing, 1 none. More than one needs a loss that can be pickled.
         on_round: called after every round.
+        poisson: each client comes to a round with probability M / N.
+        secret: noise and cohorts come from the operating system's entropy, not from the seed.
 
     Returns:
         The global weights after the last round.
     """
-    settings = Settings(rounds, cohort, seed, weights)
+    settings = Settings(rounds, cohort, seed, weights, poisson=poisson, secret=secret)
     context = Context(method, tuple(clients), loss)
     state = start_server(method.strategy, params)
     with Pool(context, workers, ahead=rounds * cohort) as pool:
@@ -119,6 +137,8 @@ def run_rounds(
     spent: float = 0.0,
 ) -> Iterator[Round]:
     """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before."""
+    if any(part.uniform_weights for part in context.method.privacy) and set(settings.weights or [1.0]) != {1.0}:
+        raise ValueError("noise hides a client only among equals: give every client the weight 1")
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
@@ -140,9 +160,10 @@ def run_round(
     """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
     started = time.perf_counter()
     method, clients, number = context.method, context.clients, state.round + 1
-    cohort = sample_cohort(len(clients), settings.cohort, seed=settings.seed, round=number)
-    received = method.strategy.broadcast(state.params, state.memory)
-    steps = method.local.steps * settings.rounds * len(cohort)
+    size = min(settings.cohort, len(clients))
+    cohort = sample_cohort(len(clients), size, source=settings.source("cohort", number), poisson=settings.poisson)
+    received = broadcast(method, state)
+    steps = method.local.steps * settings.rounds * size
     jobs = [
         (
             i,
@@ -153,6 +174,7 @@ def run_round(
             _weight(settings, i),
             len(clients) / steps,
             progress,
+            settings.secret,
         )
         for i in cohort
     ]
@@ -173,8 +195,9 @@ def run_round(
             yield reply.report
 
     with one_thread():
-        state, figures = close_round(method, state, accepted(), len(clients))
-    if not replies:
+        source = settings.source("noise", number)
+        state, figures = close_round(method, state, accepted(), len(clients), cohort=size, source=source)
+    if cohort and not replies:
         raise AllFailed(number, dropped)
     memories = memories | {i: reply.memory for i, reply in replies.items()}
     record = {
@@ -200,6 +223,7 @@ def visit_job(
     weight: float,
     share: float,
     progress: float,
+    secret: bool,
 ) -> Reply:
     """A client's visit, wherever it runs."""
     client = context.clients[index]
@@ -214,15 +238,8 @@ def visit_job(
         weight=weight,
         step_share=share,
         progress=progress,
+        source=None if secret else generator(seed, "protect", number, client.name),
     )
-
-
-def expected(method: Method, params: Params) -> Report:
-    """The form of a report: what a client that did not move would send."""
-    strategy = method.strategy
-    received = strategy.broadcast(params, strategy.init(params))
-    outcome = Outcome(received["params"], received["params"], 1, method.local.lr, 1.0)
-    return strategy.report(outcome, received, strategy.client_init(params))[0]
 
 
 class AllFailed(UserError):

@@ -118,6 +118,7 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
         raise UserError(str(error)) from error
     sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
     settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds)
+    settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
     return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 
 
