@@ -357,7 +357,7 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
 
     Raises:
-        UserError: no such axis or member; the line names the nearest ones.
+        UserError: no such axis or member (the line names the nearest ones), or one that does not go with the rest.
     """
     if axis not in AXES:
         raise UserError(f"there is no axis '{axis}'; {nearest(axis, AXES)}")
@@ -366,6 +366,14 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     key = squeezed.get(key.replace("-", ""), key)
     if key not in AXES[axis]:
         raise UserError(f"there is no {axis} '{name}'; {nearest(key, AXES[axis])}")
+    try:
+        return _with_part(experiment, axis, key)
+    except ValueError as error:
+        raise UserError(f"{axis}:{key}: {error}") from error
+
+
+def _with_part(experiment: Experiment, axis: str, key: str) -> Experiment:
+    """The experiment with this member on this axis, and with what comes with it."""
     member = AXES[axis][key]
     if axis == "privacy":
         return dataclasses.replace(experiment, privacy=(*experiment.privacy, member))
