@@ -26,6 +26,7 @@ from fedfields.config import Experiment, preset
 from fedfields.federation import sample_cohort
 from fedfields.privacy import Noise
 from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.runtime.run import clean, run
 from fedfields.scenes.data import Data
 from fedfields.seeds import generator
 
@@ -57,8 +58,6 @@ def base(name: str, data: Data, quick: bool, seed: int) -> Experiment:
 
 def finished(experiment: Experiment, name: str, folder: Path) -> dict:
     """The summary of the run in the folder, which is run first, or to its end, if need be."""
-    from fedfields.runtime.run import run
-
     if not (folder / "summary.json").exists():
         run(experiment, folder, name=name, resume=(folder / "experiment.json").exists())
     print(f"{folder.name}: done", file=sys.stderr, flush=True)
@@ -147,9 +146,8 @@ def draw(averages: list[dict], path: Path) -> None:
 
 def show(averages: list[dict], rhos: dict) -> None:
     """The table as Markdown."""
-    print(
-        "| method | epsilon | z | PSNR_p | worst quick attack | floor | unseen, 8 steps |\n|---|---|---|---|---|---|---|"
-    )
+    print("| method | epsilon | z | PSNR_p | worst quick attack | floor | unseen, 8 steps |")
+    print("|---|---|---|---|---|---|---|")
     for one in averages:
         cells = [f"{one[key]:.1f}" for key in ("psnr_p", "worst", "floor", "psnr")]
         print(f"| {one['method']} | {one['epsilon']:g} | {one['multiplier']:.2f} | {' | '.join(cells)} |")
@@ -172,7 +170,8 @@ def main() -> None:
     averages, rhos = means(rows), correlations(rows)
     draw(averages, out / "epsilon.svg")
     if options.json:
-        print(json.dumps({"rows": rows, "means": averages, "spearman": rhos, "picture": str(out / "epsilon.svg")}))
+        found = {"rows": rows, "means": averages, "spearman": rhos, "picture": str(out / "epsilon.svg")}
+        print(json.dumps(clean(found)))
         return
     show(averages, rhos)
     print(out / "epsilon.svg")

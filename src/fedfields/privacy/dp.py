@@ -58,7 +58,7 @@ class Noise(Clipped):
 
     ``ratio`` is handy for hiding one upload from the attacks in the audit: the norm of the noise is about ``ratio``
     times C, whatever the number d of weights. As differential privacy that is a noise multiplier of ratio / sqrt(d),
-    which is weak (an epsilon in the hundreds). ``multiplier`` says it the other way round.
+    which is no guarantee (an epsilon in the thousands for one report). ``multiplier`` says it the other way round.
     """
 
     ratio: float = 10.0

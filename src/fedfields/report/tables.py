@@ -39,7 +39,7 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     if (naive := number(run.latest("psnr_p"))) is not None:
         found.append(("PSNR_p", f"{db(naive)} dB", "one naive attack, no proof of privacy"))
     if (epsilon := number(run.guarantee.get("epsilon"))) is not None:
-        found.append(("Epsilon", f"{epsilon:,.3g}", _guarantee(run)))
+        found.append(("Epsilon", f"{epsilon:,.0f}" if epsilon >= 100 else f"{epsilon:.3g}", _guarantee(run)))
     if (up := run.total("bytes_up")) is not None:
         each = f"{size(up / run.done)} per round<br>" if run.done else ""
         found.append(("Uploaded", size(up), f"{each}{size(run.total('bytes_down'))} downloaded"))
