@@ -4,13 +4,17 @@ import json
 import math
 
 import pytest
+import torch
 
+from fedfields.adaptation import Adaptation
 from fedfields.config import Experiment, preset
+from fedfields.fields import Siren
 from fedfields.objectives import Fit
 from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, Surrogate, Transform
 from fedfields.privacy.accounting import Accountant, Sampled
 from fedfields.privacy.base import PUBLIC
 from fedfields.report import write_report
+from fedfields.runtime.checkpoint import load_weights
 from fedfields.runtime.run import run
 from fedfields.scenes.data import Data
 from fedfields.strategies import Robust
@@ -172,7 +176,8 @@ def test_small_federations_have_a_delta_that_means_something():
 
 def experiment(**changes):
     base = {"data": Data(size=12), "objective": Fit(batch=16), "rounds": 4, "cohort": 3, "workers": 1}
-    return Experiment(**base | {"evaluate_every": 4, "checkpoint_every": 1} | changes)
+    base |= {"evaluate_every": 4, "checkpoint_every": 1, "adaptation": Adaptation(steps=1), "field": Siren(8, 2)}
+    return Experiment(**base | changes)
 
 
 def records(folder):
@@ -203,6 +208,17 @@ def test_local_epsilon_goes_on_where_a_resumed_run_left_it(tmp_path):
     assert told[0] == told[1] and told[0] == sorted(told[0])
     taken = [sum(name in record["cohort"] for record in records(tmp_path / "whole")) for name in _everybody(tmp_path)]
     assert told[0][-1] == Sampled(4.0).epsilon(max(taken), whole["privacy"]["delta"])
+
+
+def test_a_resumed_run_goes_on_with_its_clip_to_the_bit(tmp_path):
+    chosen = {"privacy": (AdaptiveNoise(0.1, multiplier=0.5),), "sampling": "poisson"}
+    run(experiment(**chosen), tmp_path / "whole")
+    run(experiment(**chosen, rounds=2), tmp_path / "cut")
+    run(experiment(**chosen), tmp_path / "cut", resume=True)
+    whole, cut = (load_weights(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    clips = [[record["clip"] for record in records(tmp_path / name)] for name in ("whole", "cut")]
+    assert clips[0] == clips[1] and len(set(clips[0])) == 4
 
 
 def _everybody(folder):
