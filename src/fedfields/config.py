@@ -116,6 +116,13 @@ class Experiment:
             )
         if self.lpips is not None and not isinstance(self.data, Scene):
             raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
+        self._check_noise()
+        least = getattr(self.strategy, "least", 1)
+        if self.cohort < least:
+            raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
+
+    def _check_noise(self) -> None:
+        """What its guarantee rests on, but for what `Method` checks itself."""
         if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
             raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
         if self.delta is not None and not 0 < self.delta < 1:
@@ -125,10 +132,13 @@ class Experiment:
                 f"{type(self.strategy).__name__} needs a known number of clients in each round; "
                 "use --sampling fixed, or a strategy that needs only sums"
             )
+        for noise in (part for part in self.privacy if isinstance(part, DistributedNoise)):
+            if self.cohort < noise.honest or self.sampling == "poisson":
+                raise ValueError(
+                    f"distributed noise counts on {noise.honest} honest clients in each round; use --sampling fixed "
+                    f"and a cohort of at least {noise.honest}, or fewer honest ones"
+                )
         _ = self.method  # It refuses parts that do not go together.
-        least = getattr(self.strategy, "least", 1)
-        if self.cohort < least:
-            raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
 
     @property
     def method(self) -> Method:

@@ -8,6 +8,7 @@ import torch
 
 from fedfields.adaptation import Adaptation
 from fedfields.config import Experiment, preset
+from fedfields.errors import UserError
 from fedfields.fields import Siren
 from fedfields.objectives import Fit
 from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, Surrogate, Transform
@@ -135,7 +136,9 @@ def accountant(*privacy, cohort=5, clients=50, poisson=False, delta=None, weight
         ([CentralNoise(0.1, multiplier=3.0)], False, Sampled(1.5, "fixed", 5, 50), "server"),
         ([Noise(0.1, multiplier=3.0)], True, Sampled(1.5), "nobody"),
         ([Noise(0.1, ratio=50.0)], False, Sampled(0.25), "nobody"),
-        ([Surrogate(), DistributedNoise(0.1, 3.0, honest=4), Hidden()], True, Sampled(1.5), "sum"),
+        ([Surrogate(), DistributedNoise(0.1, 3.0, honest=4), Hidden()], False, Sampled(1.5), "sum"),
+        ([DistributedNoise(0.1, 3.0, honest=4), Hidden()], True, Sampled(0.75), "nobody"),
+        ([DistributedNoise(0.1, 3.0, honest=9), Hidden()], False, Sampled(0.5), "nobody"),
         ([DistributedNoise(0.1, 3.0, honest=4)], True, Sampled(0.75), "nobody"),
     ],
 )
@@ -208,6 +211,16 @@ def test_local_epsilon_goes_on_where_a_resumed_run_left_it(tmp_path):
     assert told[0] == told[1] and told[0] == sorted(told[0])
     taken = [sum(name in record["cohort"] for record in records(tmp_path / "whole")) for name in _everybody(tmp_path)]
     assert told[0][-1] == Sampled(4.0).epsilon(max(taken), whole["privacy"]["delta"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"privacy": ()}, {"privacy": (Noise(0.1, multiplier=9.0),)}, {"cohort": 4}, {"noise": "secure"}]
+)
+def test_a_resumed_run_cannot_change_what_earlier_noise_was_worth(tmp_path, change):
+    chosen = {"privacy": (Noise(0.1, multiplier=8.0),), "rounds": 1}
+    run(experiment(**chosen), tmp_path / "a")
+    with pytest.raises(UserError, match=f"started with another {next(iter(change))}; resume it without"):
+        run(experiment(**chosen | {"rounds": 2} | change), tmp_path / "a", resume=True)
 
 
 def test_a_resumed_run_goes_on_with_its_clip_to_the_bit(tmp_path):

@@ -408,6 +408,8 @@ def test_counts_that_tell_about_data_are_refused(transform):
         (lambda: AdaptiveNoise(rate=0), "a rate above 0"),
         (lambda: DistributedNoise(honest=0), "0 honest clients"),
         (lambda: Experiment(delta=1.0), "delta is 1.0"),
+        (lambda: Experiment(cohort=2, privacy=(DistributedNoise(),)), "counts on 3 honest clients"),
+        (lambda: Experiment(sampling="poisson", privacy=(DistributedNoise(),)), "use --sampling fixed"),
         (lambda: Experiment(sampling="poisson", strategy=Robust("median")), "needs a known number of clients"),
     ],
 )
@@ -418,7 +420,7 @@ def test_bad_values_are_refused_in_words(make, line):
 
 @pytest.mark.parametrize("transform", NOISES, ids=lambda t: type(t).__name__)
 def test_every_noise_survives_the_file_of_a_run(transform):
-    experiment = Experiment(privacy=(transform,), sampling="poisson", noise="secure", delta=1e-3)
+    experiment = Experiment(privacy=(transform,), noise="secure", delta=1e-3)
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 

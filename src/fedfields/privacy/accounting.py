@@ -143,7 +143,8 @@ class Accountant:
             return None
         delta = min(MOST_DELTA, clients**-1.1) if delta is None else delta
         trust, z, cohort = noise.trust, noise.noise(weights), min(cohort, clients)
-        if trust == "sum" and not any(transform.hides_reports for transform in privacy):
+        hidden = any(transform.hides_reports for transform in privacy) and cohort >= noise.fewest and not poisson
+        if trust == "sum" and not hidden:
             trust, z = "nobody", noise.std(weights) / noise.clip
         if trust != "server":
             return cls(Sampled(z / 2), trust, delta)

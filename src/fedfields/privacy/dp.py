@@ -47,6 +47,11 @@ class Clipped(Transform):
         """Standard deviation of the noise on each of a single report's ``weights`` numbers."""
         return 0.0
 
+    @property
+    def fewest(self) -> int:
+        """The smallest cohort for which the promise can hold."""
+        return 1
+
     def noise(self, weights: int) -> float:
         """Noise multiplier z, the standard deviation over C, of what this transform promises to protect."""
         return self.std(weights) / self.clip
@@ -186,6 +191,10 @@ class DistributedNoise(Clipped):
         _check_multiplier(self.multiplier)
         if self.honest < 1:
             raise ValueError(f"{self.honest} honest clients; the noise must be shared by at least one")
+
+    @property
+    def fewest(self) -> int:
+        return self.honest
 
     def std(self, weights: int) -> float:
         return self.multiplier * self.clip / self.honest**0.5

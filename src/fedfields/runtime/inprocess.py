@@ -137,7 +137,8 @@ def run_rounds(
     spent: float = 0.0,
 ) -> Iterator[Round]:
     """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before."""
-    if any(part.uniform_weights for part in context.method.privacy) and set(settings.weights or [1.0]) != {1.0}:
+    equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
+    if not equal and any(part.uniform_weights for part in context.method.privacy):
         raise ValueError("noise hides a client only among equals: give every client the weight 1")
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)

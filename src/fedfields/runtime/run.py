@@ -257,9 +257,11 @@ def _check_same_model(start: Checkpoint, setup: Setup, folder: Path) -> None:
 
 
 def _check_same_start(experiment: Experiment, folder: Path) -> None:
-    """What decides the weights to start from cannot change any more."""
-    before = load_experiment(folder)
-    for name in ("warm_up", "compression"):
+    """What decides the weights to start from cannot change any more, nor what earlier noise was worth."""
+    before, fixed = load_experiment(folder), ["warm_up", "compression"]
+    if any(part.uniform_weights for part in (*before.privacy, *experiment.privacy)):
+        fixed += ["privacy", "sampling", "noise", "cohort", "strategy", "data"]
+    for name in fixed:
         if getattr(before, name) != getattr(experiment, name):
             flag = name.replace("_", "-")
             raise UserError(f"{folder} started with another {flag}; resume it without saying any, or start a new run")
