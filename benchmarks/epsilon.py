@@ -136,10 +136,10 @@ def draw(averages: list[dict], path: Path) -> None:
     """PSNR_p and the worst attack over log2 epsilon."""
     lines, floors = [], [one["floor"] for one in averages]
     for name in METHODS:
-        for figure in ("psnr_p", "worst"):
+        for figure, short in (("psnr_p", "PSNR_p"), ("worst", "attack")):
             own = [one for one in averages if one["method"] == name]
             points = [(min(NO_NOISE, math.log2(one["epsilon"])), one[figure]) for one in own]
-            lines.append(Line(points, len(lines) + 1, f"{name} {FIGURES[figure]}"[:18]))
+            lines.append(Line(points, len(lines) + 1, f"{name} {short}"))
     below = f"log2 epsilon ({NO_NOISE}: no noise)"
     save_chart(over_rounds("What one upload reveals by epsilon", lines, DECIBELS, floors, below), path)
 

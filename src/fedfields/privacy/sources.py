@@ -32,9 +32,9 @@ class Secure:
         self._stream = keystream(os.urandom(KEY))
 
     def uniform(self, count: int) -> Tensor:
-        """``[count]`` float64 in the open interval (0, 1), multiples of 2^-54."""
+        """``[count]`` float64 in the open interval (0, 1), odd multiples of 2^-53."""
         words = np.frombuffer(self._stream.update(bytes(8 * count)), "<u8")
-        return torch.from_numpy(((words >> 11) + 0.5) * 2.0**-53)
+        return torch.from_numpy(((words >> 12) + 0.5) * 2.0**-52)
 
     def normal(self, count: int) -> Tensor:
         """``[count]`` float64, standard normal (Box and Muller)."""
