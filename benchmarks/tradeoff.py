@@ -29,7 +29,7 @@ GAMMAS = (0.25, 0.5, 0.75, 1.0)
 EFFORT = AuditSettings(rounds=1, clients=2, matching_steps=200, newton_products=900, polish_steps=150)
 """The same for every method: two pictures of the first round, in which most leaks from most methods."""
 
-EFFORT_ON_OBJECTS = AuditSettings(rounds=1, clients=1, matching_steps=60, newton_products=150, polish_steps=40)
+EFFORT_ON_OBJECTS = AuditSettings(rounds=1, clients=1, matching_steps=40, newton_products=40, polish_steps=12)
 """A visit on rays costs some forty times as much to simulate, so it gets less of everything."""
 
 QUICK = AuditSettings(rounds=1, clients=1, matching_steps=16, newton_products=40, polish_steps=8)
@@ -37,7 +37,7 @@ QUICK = AuditSettings(rounds=1, clients=1, matching_steps=16, newton_products=40
 
 NOISES = (1.0, 3.0, 10.0, 30.0)
 PLAIN = ("local", "maml", "fomaml", "reptile", "meta-nsgd", "projected", "antithetic", "surrogate", "public")
-OF_OBJECTS = ("local", "maml", "fomaml", "reptile", "meta-nsgd", "noised", "public")
+OF_OBJECTS = ("local", "maml", "reptile", "public", "fomaml", "noised")
 
 
 def small(part: Any) -> Any:

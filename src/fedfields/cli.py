@@ -244,7 +244,7 @@ class RenderFlags:
 
 
 def _render(arguments: list[str]) -> int:
-    run, flags = _one_run(arguments, "render")
+    run, flags = _one_run(arguments, "render", "--depth")
     about = "Film the place that a run learned."
     settings = _parse(RenderFlags, RenderFlags(), flags, "fedfields render RUN", about)
     for name in ("frames", "size", "fps"):
@@ -352,8 +352,8 @@ def _view(arguments: list[str]) -> int:
     return 0
 
 
-def _one_run(arguments: list[str], command: str) -> tuple[Path, Flags]:
-    words, flags = _split(arguments)
+def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[Path, Flags]:
+    words, flags = _split(arguments, switches)
     if "--help" not in flags and len(words) != 1:
         raise UserError(f"fedfields {command} needs one RUN, found {len(words)}")
     return Path(words[0] if words else "."), flags
@@ -501,8 +501,12 @@ Flags = dict[str, str | None]
 """Flags in the order given; None for a flag without a value."""
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
-    """Words and flags of a command line; ``--flag=value`` and ``--flag value`` are the same."""
+def _split(arguments: Sequence[str], switches: Sequence[str] = ()) -> tuple[list[str], Flags]:
+    """Words and flags of a command line; ``--flag=value`` and ``--flag value`` are the same.
+
+    ``switches`` are flags without a value beside those of all commands; among the settings, switches stand last or
+    take true or false.
+    """
     words: list[str] = []
     flags: Flags = {}
     waiting: str | None = None
@@ -511,7 +515,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
             name, equals, value = argument.partition("=")
             name = "--help" if name == "-h" else name.replace("_", "-")
             flags[name] = value if equals else None
-            waiting = None if equals or name in SWITCHES or name.startswith("--no-") else name
+            waiting = None if equals or name in (*SWITCHES, *switches) or name.startswith("--no-") else name
         elif waiting is not None:
             flags[waiting] = argument
             waiting = None
@@ -520,8 +524,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Flags]:
     return words, flags
 
 
-SWITCHES = {"--help", "--resume", "--report", "--depth"}
-"""Flags of the commands themselves that take no value; switches among the settings stand last or take true/false."""
+SWITCHES = ("--help", "--resume", "--report")
+"""Flags of the commands themselves that take no value."""
 
 
 def _parse_some(kind: type[T], default: T, flags: Flags) -> tuple[T, Flags]:
@@ -556,7 +560,8 @@ def _parse(kind: type[T], default: T, flags: Flags, prog: str, about: str) -> T:
     except ValueError as error:
         raise UserError(str(error)) from error
     except SystemExit as stop:
-        raise UserError(_one_line(captured.getvalue()) or "the flags make no sense") from stop
+        said = re.sub(r"^Error parsing \w+: ", "", _one_line(captured.getvalue()))
+        raise UserError(said or "the flags make no sense") from stop
 
 
 def _flag_types(default: Any, prefix: str = "--") -> dict[str, Any]:

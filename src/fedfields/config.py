@@ -14,7 +14,7 @@ from fedfields.federation import Local, Method
 from fedfields.fields import CoarseFine, FourierMlp, HashGrid, LowRank, Nerf, SimpleNerf, Siren
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
 from fedfields.optim import Adam, Sgd
-from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, Surrogate, Transform
+from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, SecAgg, Surrogate, Transform
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
@@ -84,6 +84,10 @@ class Experiment:
 
     compression: LowRank | None = None
     """How the weights of a field of a place are made smaller for the way; none sends them as they are."""
+    max_norm: float = 0.0
+    """Largest norm of a client's update; a larger one is dropped, counted and named; 0 for no bound. Under sec-agg,
+    where nobody could look, an honest client drops out by itself."""
+
     lpips: Path | None = None
     """Weights of AlexNet or VGG-16, as torchvision publishes them: judge test photographs by LPIPS, too."""
 
@@ -106,6 +110,7 @@ class Experiment:
             ("checkpoint_every", 1),
             ("workers", 0),
             ("warm_up", 0),
+            ("max_norm", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
@@ -117,6 +122,11 @@ class Experiment:
         if self.lpips is not None and not isinstance(self.data, Scene):
             raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
         self._check_noise()
+        sums = self.method.sums
+        if sums is not None and self.cohort < sums.minimum:
+            raise ValueError(
+                f"sec-agg sums at least {sums.minimum} reports, but cohort is {self.cohort}; raise --cohort"
+            )
         least = getattr(self.strategy, "least", 1)
         if self.cohort < least:
             raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
@@ -127,11 +137,9 @@ class Experiment:
             raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
         if self.delta is not None and not 0 < self.delta < 1:
             raise ValueError(f"delta is {self.delta}; it must lie between 0 and 1")
-        if self.sampling == "poisson" and not self.strategy.sums_only:
-            raise ValueError(
-                f"{type(self.strategy).__name__} needs a known number of clients in each round; "
-                "use --sampling fixed, or a strategy that needs only sums"
-            )
+        if self.sampling == "poisson" and not (self.strategy.sums_only and self.method.sums is None):
+            who = "sec-agg" if self.strategy.sums_only else type(self.strategy).__name__
+            raise ValueError(f"{who} needs a known number of clients in each round; use --sampling fixed")
         for noise in (part for part in self.privacy if isinstance(part, DistributedNoise)):
             if self.cohort < noise.honest or self.sampling == "poisson":
                 raise ValueError(
@@ -188,6 +196,7 @@ PRIVACY: dict[str, Transform] = {
     "distributed-noise": DistributedNoise(),
     "surrogate": Surrogate("own"),
     "public-surrogate": Surrogate("public"),
+    "sec-agg": SecAgg(),
 }
 
 FIELDS: dict[str, Siren | FourierMlp] = {
@@ -367,8 +376,15 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     """The experiment with the named member on one axis; members of "privacy" are added to those chosen before.
 
     Raises:
-        UserError: no such axis or member (the line names the nearest ones), or one that does not go with the rest.
+        UserError: no such axis or member, and the line names the nearest ones; or it does not go with the other parts.
     """
+    try:
+        return _chosen(experiment, axis, name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _chosen(experiment: Experiment, axis: str, name: str) -> Experiment:
     if axis not in AXES:
         raise UserError(f"there is no axis '{axis}'; {nearest(axis, AXES)}")
     key = name.lower().replace("_", "-")
@@ -376,17 +392,10 @@ def choose(experiment: Experiment, axis: str, name: str) -> Experiment:
     key = squeezed.get(key.replace("-", ""), key)
     if key not in AXES[axis]:
         raise UserError(f"there is no {axis} '{name}'; {nearest(key, AXES[axis])}")
-    try:
-        return _with_part(experiment, axis, key)
-    except ValueError as error:
-        raise UserError(f"{axis}:{key}: {error}") from error
-
-
-def _with_part(experiment: Experiment, axis: str, key: str) -> Experiment:
-    """The experiment with this member on this axis, and with what comes with it."""
     member = AXES[axis][key]
     if axis == "privacy":
-        return dataclasses.replace(experiment, privacy=(*experiment.privacy, member))
+        privacy = sorted((*experiment.privacy, member), key=lambda part: isinstance(part, SecAgg))  # It comes last.
+        return dataclasses.replace(experiment, privacy=tuple(privacy))
     if axis == "local-optimizer":
         return dataclasses.replace(experiment, local=dataclasses.replace(experiment.local, optimizer=member))
     if axis == "adapt-optimizer":
@@ -421,7 +430,7 @@ CLASSES: dict[str, type] = {
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
-        *(Noise, CentralNoise, AdaptiveNoise, DistributedNoise, Surrogate),
+        *(Noise, CentralNoise, AdaptiveNoise, DistributedNoise, SecAgg, Surrogate),
     )
 }
 

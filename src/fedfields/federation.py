@@ -19,6 +19,7 @@ from fedfields.optim import Adam, Sgd
 from fedfields.privacy.base import Transform
 from fedfields.privacy.dp import Clipped
 from fedfields.privacy.sources import Secure, uniform
+from fedfields.privacy.sums import SecAgg
 from fedfields.seeds import generator
 from fedfields.strategies.averaging import FedAvg, FedNova
 from fedfields.strategies.base import Outcome, Strategy
@@ -82,6 +83,18 @@ class Method:
     privacy: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
+        sums = [part for part in self.privacy if isinstance(part, SecAgg)]
+        if sums and (len(sums) > 1 or not isinstance(self.privacy[-1], SecAgg)):
+            raise ValueError("sec-agg comes once and last: what is masked cannot be clipped or noised any more")
+        if sums and not self.strategy.sums_only:
+            raise ValueError(
+                f"{type(self.strategy).__name__} looks at single reports, which sec-agg hides; choose a strategy that "
+                "needs only their sum, such as strategy:fedavg"
+            )
+        self._check_noise()
+
+    def _check_noise(self) -> None:
+        """What makes the sensitivity of a sum that of a clipped report."""
         noises = [transform for transform in self.privacy if isinstance(transform, Clipped)]
         if len(noises) > 1:
             names = " and ".join(type(noise).__name__ for noise in noises)
@@ -96,6 +109,17 @@ class Method:
                 "FedNova reports the number of steps, which with local.per_task tells how many signals an owner has; "
                 "with noise leave out one of them"
             )
+        shares = [noise.fewest for noise in noises if noise.trust == "sum"]
+        if shares and self.sums is not None and self.sums.minimum < shares[0]:
+            raise ValueError(
+                f"distributed noise counts on {shares[0]} honest clients, and sec-agg sums as few as "
+                f"{self.sums.minimum}; raise the minimum of sec-agg, or count on fewer"
+            )
+
+    @property
+    def sums(self) -> SecAgg | None:
+        """How reports are summed so that nobody sees a single one; None if the server may see them."""
+        return next((part for part in self.privacy if isinstance(part, SecAgg)), None)
 
     def client_init(self, params: Params) -> Memory:
         """What a client remembers before its first visit."""
@@ -295,8 +319,15 @@ def _as_told(method: Method, memory: Memory) -> list[Transform]:
     return [transform.at(memory.get(f"{TOLD}{i}", {})) for i, transform in enumerate(method.privacy)]
 
 
-def validate(report: Report, like: Report, max_weight: float) -> None:
-    """Raises :class:`Rejected` unless the report has the shape of ``like``, is finite, and has a weight in range."""
+def validate(report: Report, like: Report, max_weight: float, max_norm: float = 0.0) -> None:
+    """Raises :class:`Rejected` unless the report has the shape of ``like``, is finite, and is within bounds.
+
+    Args:
+        report: of one client.
+        like: what a client that did not move would send.
+        max_weight: largest weight.
+        max_norm: largest norm of the client's update, per unit of its weight; 0 for no bound.
+    """
     if set(report) != set(like):
         raise Rejected(f"its parts are {sorted(report)}, not {sorted(like)}")
     for name, part in like.items():
@@ -314,6 +345,8 @@ def validate(report: Report, like: Report, max_weight: float) -> None:
     weight = float(report["stats"]["weight"])
     if not 0 < weight <= max_weight:
         raise Rejected(f"its weight is {weight:g}, not in (0, {max_weight:g}]")
+    if max_norm and (size := float(tree.norm(report["delta"])) / weight) > max_norm:
+        raise Rejected(f"its update has norm {size:.3g}, beyond the bound {max_norm:g}")
 
 
 def close_round(
@@ -339,9 +372,23 @@ def close_round(
         The next state and figures about the step. With no report at all the weights stay as they are, unless a
         transform protects the sum: then nobody is to see that there was none.
     """
+    strategy = method.strategy
+    total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
+    return settle(method, state, total, clients, cohort=cohort, source=source)
+
+
+def settle(
+    method: Method,
+    state: ServerState,
+    total: Report,
+    clients: int,
+    *,
+    cohort: float | None = None,
+    source: Source | None = None,
+) -> tuple[ServerState, Metrics]:
+    """The end of a round, from the sum of its reports; arguments as for :func:`close_round`."""
     strategy, source = method.strategy, source or Secure()
     cohort = clients if cohort is None else cohort
-    total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
     if any(transform.of_sum for transform in method.privacy):
         total = _with_fixed_denominator(total, method, state.params, cohort)
     if not total:

@@ -11,7 +11,7 @@ from fedfields.config import Experiment, preset
 from fedfields.errors import UserError
 from fedfields.fields import Siren
 from fedfields.objectives import Fit
-from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, Surrogate, Transform
+from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, SecAgg, Surrogate
 from fedfields.privacy.accounting import Accountant, Sampled
 from fedfields.privacy.base import PUBLIC
 from fedfields.report import write_report
@@ -118,12 +118,6 @@ def test_too_little_noise_still_has_a_number():
 # Which mechanism a configuration is.
 
 
-class Hidden(Transform):
-    """Stands for secure sums."""
-
-    hides_reports = True
-
-
 def accountant(*privacy, cohort=5, clients=50, poisson=False, delta=None, weights=10_000):
     return Accountant.of(privacy, weights=weights, cohort=cohort, clients=clients, poisson=poisson, delta=delta)
 
@@ -136,9 +130,9 @@ def accountant(*privacy, cohort=5, clients=50, poisson=False, delta=None, weight
         ([CentralNoise(0.1, multiplier=3.0)], False, Sampled(1.5, "fixed", 5, 50), "server"),
         ([Noise(0.1, multiplier=3.0)], True, Sampled(1.5), "nobody"),
         ([Noise(0.1, ratio=50.0)], False, Sampled(0.25), "nobody"),
-        ([Surrogate(), DistributedNoise(0.1, 3.0, honest=4), Hidden()], False, Sampled(1.5), "sum"),
-        ([DistributedNoise(0.1, 3.0, honest=4), Hidden()], True, Sampled(0.75), "nobody"),
-        ([DistributedNoise(0.1, 3.0, honest=9), Hidden()], False, Sampled(0.5), "nobody"),
+        ([Surrogate(), DistributedNoise(0.1, 3.0, honest=4), SecAgg()], False, Sampled(1.5), "sum"),
+        ([DistributedNoise(0.1, 3.0, honest=4), SecAgg()], True, Sampled(0.75), "nobody"),
+        ([DistributedNoise(0.1, 3.0, honest=9), SecAgg()], False, Sampled(0.5), "nobody"),
         ([DistributedNoise(0.1, 3.0, honest=4)], True, Sampled(0.75), "nobody"),
     ],
 )

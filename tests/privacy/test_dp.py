@@ -22,7 +22,7 @@ from fedfields.federation import (
     visit,
 )
 from fedfields.objectives import Fit
-from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, clip_report
+from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, SecAgg, clip_report
 from fedfields.privacy.base import PUBLIC, private_norm
 from fedfields.privacy.secure.fixed import FixedPoint
 from fedfields.privacy.sources import Secure, add_normal, discrete_normal, uniform
@@ -368,6 +368,36 @@ def test_poisson_rounds_in_which_nobody_comes_go_on():
     assert [one.record["cohort"] for one in plain] == [one.record["cohort"] for one in rounds]
 
 
+# In secure sums.
+
+
+@pytest.mark.parametrize("transform", NOISES, ids=lambda t: type(t).__name__)
+def test_every_noise_goes_into_secure_sums(transform):
+    """The weights are those without secure sums, up to the random rounding of the integers.
+
+    But for noise of the server, which is drawn in the order of the leaves, and theirs is another in a secure sum."""
+    if transform.trust == "server":
+        transform = dataclasses.replace(transform, multiplier=0.0)
+    ends = {}
+    for sums in ((), (SecAgg(),)):
+        method = Method(Fit(batch=8), Local(1, lr=0.05), FedAvg(), (transform, *sums))
+        rounds = []
+        found = train(
+            method, clients_of(4), LOSS, params_of(dtype=torch.float32), rounds=1, cohort=4, on_round=rounds.append
+        )
+        assert not rounds[0].record["dropped"] and rounds[0].record.get("scaled", 0) == 0
+        ends[sums] = torch.cat([leaf.reshape(-1) for leaf in found.values()])
+    plain, summed = ends.values()
+    exact = isinstance(transform, DistributedNoise)
+    torch.testing.assert_close(summed, plain, rtol=0, atol=0 if exact else 1e-6)
+
+
+def test_sums_of_fewer_than_add_noise_are_refused():
+    with pytest.raises(ValueError, match="counts on 5 honest clients, and sec-agg sums as few as 3"):
+        Method(privacy=(DistributedNoise(honest=5), SecAgg()))
+    Method(privacy=(DistributedNoise(honest=5), SecAgg(minimum=5)))
+
+
 # What does not go together.
 
 
@@ -381,7 +411,7 @@ def test_noise_on_sums_is_refused_where_single_reports_are_looked_at(transform):
 def test_two_kinds_of_noise_are_refused():
     with pytest.raises(ValueError, match=r"more than one kind of noise \(Noise and CentralNoise\)"):
         Method(privacy=(Noise(), CentralNoise()))
-    with pytest.raises(UserError, match="privacy:central-noise: privacy has more than one kind of noise"):
+    with pytest.raises(UserError, match="privacy has more than one kind of noise"):
         choose(preset("noised"), "privacy", "central-noise")
 
 

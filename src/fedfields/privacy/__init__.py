@@ -7,4 +7,5 @@ from fedfields.privacy.dp import CentralNoise as CentralNoise
 from fedfields.privacy.dp import Clipped as Clipped
 from fedfields.privacy.dp import DistributedNoise as DistributedNoise
 from fedfields.privacy.dp import Noise as Noise
+from fedfields.privacy.sums import SecAgg as SecAgg
 from fedfields.privacy.surrogate import Surrogate as Surrogate

@@ -190,7 +190,7 @@ class Accountant:
         if self.trust == "sum":
             return "what one owner's data are, from a server that sees only sums with enough honest clients in each"
         about = "what one owner's data are" if self.mechanism.sampling == "fixed" else "whether one owner took part"
-        return f"{about}, from whoever sees the published weights alone, and not the cohorts; the server sees all"
+        return f"{about}, from whoever sees the published weights alone, and not the cohorts; the server sees more"
 
 
 @contextlib.contextmanager

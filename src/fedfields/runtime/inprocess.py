@@ -17,10 +17,12 @@ from fedfields.federation import (
     close_round,
     expected,
     sample_cohort,
+    settle,
     start_server,
     validate,
     visit,
 )
+from fedfields.privacy import SecAgg
 from fedfields.privacy.sources import Secure
 from fedfields.runtime.pool import Failed, Pool, one_thread
 from fedfields.seeds import generator
@@ -59,9 +61,9 @@ class Round(NamedTuple):
 class Settings(NamedTuple):
     """How rounds are run, beside the method.
 
-    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``. With
-    ``poisson``, ``cohort`` is the expected number of clients in a round. With ``secret``, noise and cohorts come from
-    the operating system's entropy instead of the seed.
+    With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``. Updates
+    larger than ``max_norm`` are dropped, unless it is 0. With ``poisson``, ``cohort`` is the expected number of clients
+    in a round. With ``secret``, noise and cohorts come from the operating system's entropy instead of the seed.
     """
 
     rounds: int
@@ -69,6 +71,7 @@ class Settings(NamedTuple):
     seed: int = 0
     weights: Sequence[float] | None = None
     seconds: float | None = None
+    max_norm: float = 0.0
     poisson: bool = False
     secret: bool = False
 
@@ -161,57 +164,155 @@ def run_round(
     """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
     started = time.perf_counter()
     method, clients, number = context.method, context.clients, state.round + 1
-    size = min(settings.cohort, len(clients))
-    cohort = sample_cohort(len(clients), size, source=settings.source("cohort", number), poisson=settings.poisson)
     received = broadcast(method, state)
-    steps = method.local.steps * settings.rounds * size
-    jobs = [
-        (
-            i,
-            received,
-            memories.get(i, initial),
-            settings.seed,
-            number,
-            _weight(settings, i),
-            len(clients) / steps,
-            progress,
-            settings.secret,
-        )
-        for i in cohort
-    ]
-    replies: dict[int, Reply] = {}
-    dropped: list[dict[str, str]] = []
+    call = _Call(context, settings, received, memories, initial, form, pool, number, progress)
+    if method.sums is None:
+        found = call.openly(state)
+    else:
+        found = call.secretly(state, method.sums)
+    if found.cohort and not found.replies:
+        raise AllFailed(number, found.dropped)
+    memories = memories | {i: reply.memory for i, reply in found.replies.items()}
+    record = {
+        "round": number,
+        **_means([reply.metrics for reply in found.replies.values()]),
+        **found.figures,
+        "cohort": [clients[i].name for i in found.cohort],
+        "dropped": found.dropped,
+        "bytes_down": tree.nbytes(received.values()) * len(found.cohort) + found.bytes_down,
+        "bytes_up": found.bytes_up,
+        "seconds": time.perf_counter() - started,
+    }
+    return Round(found.state, memories, received, found.replies, record)
 
-    def accepted() -> Iterator[Report]:
-        """Reports as they come, in the order of the cohort, without the bad ones."""
-        for i, reply in zip(cohort, pool.map(visit_job, jobs), strict=True):
+
+class _Found(NamedTuple):
+    """What came of a round's visits; the replies hold what the server saw of each report."""
+
+    state: ServerState
+    cohort: list[int]
+    replies: dict[int, Reply]
+    dropped: list[dict[str, str]]
+    figures: dict
+    bytes_up: int
+    bytes_down: int = 0
+
+
+class _Call(NamedTuple):
+    """A round's visits, and the two ways to their sum."""
+
+    context: Context
+    settings: Settings
+    received: Memory
+    memories: dict[int, Memory]
+    initial: Memory
+    form: Report
+    pool: Pool
+    number: int
+    progress: float
+
+    def openly(self, state: ServerState) -> _Found:
+        """The server sees every report and adds them up."""
+        cohort, replies, dropped = self._cohort(0), {}, []
+
+        def accepted() -> Iterator[Report]:
+            for i, reply in zip(cohort, self._visits(cohort), strict=True):
+                if isinstance(reply, Rejected):
+                    dropped.append({"client": self.context.clients[i].name, "reason": str(reply)})
+                    continue
+                replies[i] = reply
+                yield reply.report
+
+        with one_thread():
+            state, figures = close_round(
+                self.context.method,
+                state,
+                accepted(),
+                len(self.context.clients),
+                cohort=self._size,
+                source=self._noise,
+            )
+        up = sum(tree.nbytes(reply.report.values()) for reply in replies.values())
+        return _Found(state, cohort, replies, dropped, figures, up)
+
+    def secretly(self, state: ServerState, sums: SecAgg) -> _Found:
+        """The server sees masked reports and learns their sum; if too few are left, another cohort is tried."""
+        from fedfields.privacy.secure import Abandoned
+        from fedfields.runtime.secure import encoding, settings_of, sum_reports
+
+        method, clients = self.context.method, self.context.clients
+        size, refused, reasons = self._size, [], []
+        if size < sums.minimum:
+            raise UserError(f"sec-agg sums at least {sums.minimum} reports, and there are only {size} clients")
+        plan = encoding(sums, self.form, size)
+        for attempt in range(sums.tries):
+            cohort, replies = self._cohort(attempt), {}
+
+            def reports(cohort: list[int] = cohort, replies: dict[int, Reply] = replies) -> Iterator[Report | str]:
+                for i, reply in zip(cohort, self._visits(cohort), strict=True):
+                    if isinstance(reply, Rejected):
+                        refused.append({"client": clients[i].name, "reason": str(reply)})
+                        yield str(reply)
+                    else:
+                        replies[i] = reply
+                        yield reply.report
+
+            rules = settings_of(sums, plan, self.settings.seed, self.number, attempt)
+            try:
+                with one_thread():
+                    found = sum_reports(plan, rules, cohort, reports, self.settings.seed)
+                    state, figures = settle(method, state, found.total, len(clients), cohort=size, source=self._noise)
+            except Abandoned as reason:
+                reasons.append(str(reason))
+                continue
+            replies = {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
+            dropped = [{"client": clients[i].name, "reason": reason} for i, reason in sorted(found.dropped.items())]
+            more = {"scaled": found.scaled} | ({"abandoned": reasons} if reasons else {})
+            return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
+        raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
+
+    @property
+    def _size(self) -> int:
+        """The expected number of clients in the round."""
+        return min(self.settings.cohort, len(self.context.clients))
+
+    @property
+    def _noise(self) -> Source:
+        """Of the server's noise."""
+        return self.settings.source("noise", self.number)
+
+    def _cohort(self, attempt: int) -> list[int]:
+        path = ("cohort", self.number, attempt) if attempt else ("cohort", self.number)
+        source = self.settings.source(*path)
+        return sample_cohort(len(self.context.clients), self._size, source=source, poisson=self.settings.poisson)
+
+    def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
+        """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
+        settings, clients = self.settings, len(self.context.clients)
+        steps = self.context.method.local.steps * settings.rounds * self._size
+        jobs = [
+            (
+                i,
+                self.received,
+                self.memories.get(i, self.initial),
+                settings.seed,
+                self.number,
+                _weight(settings, i),
+                clients / steps,
+                self.progress,
+                settings.secret,
+            )
+            for i in cohort
+        ]
+        for i, reply in zip(cohort, self.pool.map(visit_job, jobs), strict=True):
             try:
                 if isinstance(reply, Failed):
                     raise Rejected(str(reply))
-                validate(reply.report, form, max_weight=max(1.0, _weight(settings, i)))
+                validate(reply.report, self.form, max(1.0, _weight(settings, i)), settings.max_norm)
             except Rejected as reason:
-                dropped.append({"client": clients[i].name, "reason": str(reason)})
-                continue
-            replies[i] = reply
-            yield reply.report
-
-    with one_thread():
-        source = settings.source("noise", number)
-        state, figures = close_round(method, state, accepted(), len(clients), cohort=size, source=source)
-    if cohort and not replies:
-        raise AllFailed(number, dropped)
-    memories = memories | {i: reply.memory for i, reply in replies.items()}
-    record = {
-        "round": number,
-        **_means([reply.metrics for reply in replies.values()]),
-        **figures,
-        "cohort": [clients[i].name for i in cohort],
-        "dropped": dropped,
-        "bytes_down": tree.nbytes(received.values()) * len(cohort),
-        "bytes_up": sum(tree.nbytes(reply.report.values()) for reply in replies.values()),
-        "seconds": time.perf_counter() - started,
-    }
-    return Round(state, memories, received, replies, record)
+                yield reason
+            else:
+                yield reply
 
 
 def visit_job(
@@ -244,18 +345,17 @@ def visit_job(
 
 
 class AllFailed(UserError):
-    """Every client of a round failed, which will not get better by itself.
+    """Too many clients of a round failed, which will not get better by itself.
 
     Attributes:
         diverged: whether all of them failed because their weights were not finite any more.
     """
 
-    def __init__(self, number: int, dropped: list[dict[str, str]]) -> None:
-        first = dropped[0]
-        self.diverged = all("diverged" in one["reason"] for one in dropped)
-        super().__init__(
-            f"round {number}: all {len(dropped)} clients of the round failed; {first['client']}: {first['reason']}"
-        )
+    def __init__(self, number: int, dropped: list[dict[str, str]], why: str = "") -> None:
+        self.diverged = bool(dropped) and all("diverged" in one["reason"] for one in dropped)
+        why = why or f"all {len(dropped)} clients of the round failed"
+        first = f"; {dropped[0]['client']}: {dropped[0]['reason']}" if dropped else ""
+        super().__init__(f"round {number}: {why}{first}")
 
 
 def _weight(settings: Settings, index: int) -> float:

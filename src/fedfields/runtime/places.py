@@ -184,7 +184,9 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
-    settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds)
+    settings = Settings(
+        experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds, experiment.max_norm
+    )
     settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
     context = Context(experiment.method, place.clients, loss)
     return PlaceSetup(experiment, place, context, params, settings, lpips)

@@ -117,7 +117,9 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     except ValueError as error:
         raise UserError(str(error)) from error
     sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
-    settings = Settings(experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds)
+    settings = Settings(
+        experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds, experiment.max_norm
+    )
     settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
     return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 

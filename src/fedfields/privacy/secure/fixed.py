@@ -150,7 +150,11 @@ class FixedPoint:
         signed, bound = vector.view(f"<i{self.bits // 8}"), clients * self.largest
         if signed.size and not -bound <= int(signed.min()) <= int(signed.max()) <= bound:
             raise Refused(f"the sum is out of reach of {clients} clients: one of them sent what is no report")
-        total: Report = {}
+        return self.read(vector)
+
+    def read(self, vector: np.ndarray) -> Report:
+        """Any vector as float64 trees, whether or not it can be a sum of reports."""
+        signed, total = vector.view(f"<i{self.bits // 8}"), Report()
         shapes = {(name, key): shape for name, key, shape in self.leaves}
         for name, key, place in self._places():
             leaf = torch.from_numpy(signed[place].astype(np.float64) / self.scale(name))
