@@ -1,6 +1,7 @@
 """Differential privacy: sensitivities by brute force, noise by its statistics, the adaptive clip by its limit."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -193,7 +194,7 @@ def test_secure_draws_never_repeat_and_lie_inside_the_interval():
     first, second = Secure().uniform(100_000), Secure().uniform(100_000)
     assert not torch.equal(first, second)
     for draws in (first, uniform(100_000, seeded())):
-        assert 0 < float(draws.min()) and float(draws.max()) < 1
+        assert float(draws.min()) > 0 and float(draws.max()) < 1
         assert stats.kstest(draws.numpy(), "uniform").pvalue > 1e-6
 
 
@@ -309,7 +310,7 @@ def test_the_clip_is_told_to_the_clients_and_survives_a_resumed_run():
     start, clients = params_of(dtype=torch.float32), clients_of(4)
     train(method, clients, LOSS, start, rounds=3, cohort=3, on_round=rounds.append)
     assert "privacy.0" not in rounds[0].received
-    for before, after in zip(rounds, rounds[1:], strict=False):
+    for before, after in itertools.pairwise(rounds):
         assert float(after.received["privacy.0"]["clip"]) == before.record["clip"] != 1.0
     assert set(rounds[-1].state.memory) == {"variate", "privacy.0"}
 
