@@ -108,7 +108,11 @@ def draw(rows: list[dict], path: Path) -> None:
         Line([(0, first[name.split(", ")[1]]), *((one["merge"], one["psnr"]) for one in merges)], look, label(name))
         for look, (name, merges) in enumerate(curves.items(), 1)
     ]
-    svg = over_rounds("PSNR of test photographs by merge", lines, DECIBELS)
+    save_chart(over_rounds("PSNR of test photographs by merge", lines, DECIBELS), path)
+
+
+def save_chart(svg: str, path: Path) -> None:
+    """A chart of a report as a picture of its own, with the colours and fonts that the page would give it."""
     colours = PALETTE | {f"s{i}": ink for i, ink in enumerate(INKS)}
     variables = "".join(f"--{name}:{ink};" for name, ink in colours.items())
     style = (

@@ -14,7 +14,7 @@ from fedfields.federation import Local, Method
 from fedfields.fields import CoarseFine, FourierMlp, HashGrid, LowRank, Nerf, SimpleNerf, Siren
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
 from fedfields.optim import Adam, Sgd
-from fedfields.privacy import Noise, SecAgg, Surrogate, Transform
+from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, SecAgg, Surrogate, Transform
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
@@ -91,6 +91,17 @@ class Experiment:
     lpips: Path | None = None
     """Weights of AlexNet or VGG-16, as torchvision publishes them: judge test photographs by LPIPS, too."""
 
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """A round's clients: exactly cohort of them, or each by itself with the probability that gives cohort on average,
+    which differential privacy accounts for more tightly."""
+
+    noise: Literal["seed", "secure"] = "seed"
+    """Where noise comes from: the seed, so that the run can be repeated, and whoever knows the seed can take the noise
+    away; or the operating system's entropy, for weights that are given away: cohorts are drawn from it, too."""
+
+    delta: float | None = None
+    """Delta of the differential privacy that noise gives; by default N^-1.1 for N training clients, at most 0.1."""
+
     def __post_init__(self) -> None:
         for name, least in (
             ("rounds", 0),
@@ -110,8 +121,7 @@ class Experiment:
             )
         if self.lpips is not None and not isinstance(self.data, Scene):
             raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
-        if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
-            raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
+        self._check_noise()
         sums = self.method.sums
         if sums is not None and self.cohort < sums.minimum:
             raise ValueError(
@@ -120,6 +130,23 @@ class Experiment:
         least = getattr(self.strategy, "least", 1)
         if self.cohort < least:
             raise ValueError(f"{self.strategy.rule} needs at least {least} clients in a round, cohort is {self.cohort}")  # pyright: ignore
+
+    def _check_noise(self) -> None:
+        """What its guarantee rests on, but for what `Method` checks itself."""
+        if self.weighting != "uniform" and any(t.uniform_weights for t in self.privacy):
+            raise ValueError("noise hides a client only among equals: use --weighting uniform with privacy:noise")
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ValueError(f"delta is {self.delta}; it must lie between 0 and 1")
+        if self.sampling == "poisson" and not (self.strategy.sums_only and self.method.sums is None):
+            who = "sec-agg" if self.strategy.sums_only else type(self.strategy).__name__
+            raise ValueError(f"{who} needs a known number of clients in each round; use --sampling fixed")
+        for noise in (part for part in self.privacy if isinstance(part, DistributedNoise)):
+            if self.cohort < noise.honest or self.sampling == "poisson":
+                raise ValueError(
+                    f"distributed noise counts on {noise.honest} honest clients in each round; use --sampling fixed "
+                    f"and a cohort of at least {noise.honest}, or fewer honest ones"
+                )
+        _ = self.method  # It refuses parts that do not go together.
 
     @property
     def method(self) -> Method:
@@ -164,6 +191,9 @@ PULLS = {"fedprox": 0.1, "fedacg": 1e-3}
 
 PRIVACY: dict[str, Transform] = {
     "noise": Noise(),
+    "central-noise": CentralNoise(),
+    "adaptive-noise": AdaptiveNoise(),
+    "distributed-noise": DistributedNoise(),
     "surrogate": Surrogate("own"),
     "public-surrogate": Surrogate("public"),
     "sec-agg": SecAgg(),
@@ -250,6 +280,13 @@ _preset(
     "MAML, each update clipped and hidden in Gaussian noise by its owner",
     objective=_MAML,
     privacy=(Noise(clip=0.02, ratio=3.0),),
+)
+_preset(
+    "dp-fedavg",
+    "MAML with DP-FedAvg (McMahan et al. 2018): the server noises the sum before it publishes the weights",
+    objective=_MAML,
+    privacy=(CentralNoise(clip=0.05, multiplier=1.0),),
+    sampling="poisson",
 )
 _preset("projected", "experimental: MAML without its component along grad L(w)", objective=Projected(_MAML))
 _preset(
@@ -393,7 +430,7 @@ CLASSES: dict[str, type] = {
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Robust),
-        *(Noise, SecAgg, Surrogate),
+        *(Noise, CentralNoise, AdaptiveNoise, DistributedNoise, SecAgg, Surrogate),
     )
 }
 

@@ -17,14 +17,22 @@ from fedfields.objectives.base import Objective
 from fedfields.objectives.meta import Maml
 from fedfields.optim import Adam, Sgd
 from fedfields.privacy.base import Transform
+from fedfields.privacy.dp import Clipped
+from fedfields.privacy.sources import Secure, uniform
 from fedfields.privacy.sums import SecAgg
 from fedfields.seeds import generator
-from fedfields.strategies.averaging import FedAvg
+from fedfields.strategies.averaging import FedAvg, FedNova
 from fedfields.strategies.base import Outcome, Strategy
 from fedfields.types import Client, Loss, Memory, Metrics, Params, Report, Task, Visit
 
 if TYPE_CHECKING:
     from torch import Generator
+
+    from fedfields.privacy.sources import Source
+
+
+TOLD = "privacy."
+"""Before the number of a transform, in what a server remembers and broadcasts for it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,30 @@ class Method:
                 f"{type(self.strategy).__name__} looks at single reports, which sec-agg hides; choose a strategy that "
                 "needs only their sum, such as strategy:fedavg"
             )
+        self._check_noise()
+
+    def _check_noise(self) -> None:
+        """What makes the sensitivity of a sum that of a clipped report."""
+        noises = [transform for transform in self.privacy if isinstance(transform, Clipped)]
+        if len(noises) > 1:
+            names = " and ".join(type(noise).__name__ for noise in noises)
+            raise ValueError(f"privacy has more than one kind of noise ({names}): no guarantee covers both; leave one")
+        if any(transform.of_sum for transform in self.privacy) and not self.strategy.sums_only:
+            raise ValueError(
+                f"{type(self.strategy).__name__} looks at single reports, and this noise only protects their sum; "
+                "choose privacy:noise, or a strategy that needs only sums"
+            )
+        if noises and self.local.per_task and isinstance(self.strategy, FedNova):
+            raise ValueError(
+                "FedNova reports the number of steps, which with local.per_task tells how many signals an owner has; "
+                "with noise leave out one of them"
+            )
+        shares = [noise.fewest for noise in noises if noise.trust == "sum"]
+        if shares and self.sums is not None and self.sums.minimum < shares[0]:
+            raise ValueError(
+                f"distributed noise counts on {shares[0]} honest clients, and sec-agg sums as few as "
+                f"{self.sums.minimum}; raise the minimum of sec-agg, or count on fewer"
+            )
 
     @property
     def sums(self) -> SecAgg | None:
@@ -139,6 +171,7 @@ def visit(
     weight: float = 1.0,
     step_share: float = 1.0,
     progress: float = 0.0,
+    source: Source | None = None,
 ) -> Reply:
     """One client's part in one round.
 
@@ -148,11 +181,12 @@ def visit(
         loss: the seam.
         received: what the server broadcast; ``received["params"]`` is where the client starts.
         memory: what the client kept from its last visit.
-        seed: of the run; all randomness of the visit comes from (seed, round, client name).
+        seed: of the run; all randomness of the visit but its noise comes from (seed, round, client name).
         round: number of the round, from 1.
         weight: p_k, the client's weight in the sum.
         step_share: N / (R E M), see :class:`fedfields.types.Visit`.
         progress: share of the run that is over, for a falling step size.
+        source: of the noise; without one it is drawn from the operating system's entropy, and no run is like another.
     """
     local, shared = method.local, received["params"]
     random = generator(seed, "visit", round, client.name)
@@ -181,9 +215,10 @@ def visit(
     if local.keep_state:
         memory |= {f"optim.{key}": value for key, value in state.items()}
     totals["update_norm"] = float(tree.norm(report["delta"])) / float(report["stats"]["weight"])
-    secret = generator(seed, "protect", round, client.name)
-    for transform in method.privacy:
-        report = transform.client(report, secret)
+    if method.privacy:
+        source = source or Secure()
+        for transform in _as_told(method, received):
+            report = transform.client(report, source)
     return Reply(report, memory, totals, steps)
 
 
@@ -235,11 +270,53 @@ def prepare(privacy: Sequence[Transform], client: Client, *, seed: int) -> Clien
     return client
 
 
-def sample_cohort(clients: int, size: int, *, seed: int, round: int, attempt: int = 0) -> list[int]:
-    """Indices of the round's clients, without replacement, in ascending order (the order of the sum)."""
-    path = ("cohort", round, attempt) if attempt else ("cohort", round)
-    order = torch.randperm(clients, generator=generator(seed, *path))
+def sample_cohort(clients: int, size: int, *, source: Source, poisson: bool = False) -> list[int]:
+    """Indices of the round's clients in ascending order (the order of the sum).
+
+    Args:
+        clients: N.
+        size: M; without replacement all of them if there are fewer.
+        source: of the draw.
+        poisson: everybody comes with probability M / N, whoever else does, so that M is only the expected number.
+    """
+    if poisson:
+        return (uniform(clients, source) < size / clients).nonzero().flatten().tolist()
+    if isinstance(source, Secure):
+        order = source.uniform(clients).argsort()
+    else:
+        order = torch.randperm(clients, generator=source)
     return sorted(order[: min(size, clients)].tolist())
+
+
+def expected(method: Method, params: Params) -> Report:
+    """The form of a report: what a client that did not move would send."""
+    report = _unmoved(method, params)
+    for transform in method.privacy:
+        report = transform.client(report, generator(0, "form"))
+    return report
+
+
+def _unmoved(method: Method, params: Params) -> Report:
+    """The strategy's own report of a client of weight one that did not move; its "stats" are everybody's."""
+    strategy, local = method.strategy, method.local
+    received = strategy.broadcast(params, strategy.init(params))
+    outcome = Outcome(received["params"], received["params"], local.steps, local.lr, 1.0)
+    return strategy.report(outcome, received, strategy.client_init(params))[0]
+
+
+def broadcast(method: Method, state: ServerState) -> Memory:
+    """What the server sends to every client of a round."""
+    return method.strategy.broadcast(state.params, state.memory) | _told(state.memory)
+
+
+def _told(memory: Memory) -> Memory:
+    """The part of a memory that belongs to the transforms."""
+    return {name: part for name, part in memory.items() if name.startswith(TOLD)}
+
+
+def _as_told(method: Method, memory: Memory) -> list[Transform]:
+    """The transforms as they are in the round that follows this memory, or in which it was received."""
+    return [transform.at(memory.get(f"{TOLD}{i}", {})) for i, transform in enumerate(method.privacy)]
 
 
 def validate(report: Report, like: Report, max_weight: float, max_norm: float = 0.0) -> None:
@@ -273,7 +350,13 @@ def validate(report: Report, like: Report, max_weight: float, max_norm: float = 
 
 
 def close_round(
-    method: Method, state: ServerState, reports: Iterable[Report], clients: int
+    method: Method,
+    state: ServerState,
+    reports: Iterable[Report],
+    clients: int,
+    *,
+    cohort: float | None = None,
+    source: Source | None = None,
 ) -> tuple[ServerState, Metrics]:
     """The server's part in one round: sum the reports as they come, undo the transforms in reverse, apply.
 
@@ -282,25 +365,54 @@ def close_round(
         state: before the round.
         reports: valid reports, in a fixed order; each is dropped as soon as it is in the sum.
         clients: N, the size of the federation.
+        cohort: M, the expected number of reports; all clients by default.
+        source: of the server's noise; without one it is drawn from the operating system's entropy.
 
     Returns:
-        The next state and figures about the step. With no report at all the weights stay as they are.
+        The next state and figures about the step. With no report at all the weights stay as they are, unless a
+        transform protects the sum: then nobody is to see that there was none.
     """
     strategy = method.strategy
     total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
+    return settle(method, state, total, clients, cohort=cohort, source=source)
+
+
+def settle(
+    method: Method,
+    state: ServerState,
+    total: Report,
+    clients: int,
+    *,
+    cohort: float | None = None,
+    source: Source | None = None,
+) -> tuple[ServerState, Metrics]:
+    """The end of a round, from the sum of its reports; arguments as for :func:`close_round`."""
+    strategy, source = method.strategy, source or Secure()
+    cohort = clients if cohort is None else cohort
+    if any(transform.of_sum for transform in method.privacy):
+        total = _with_fixed_denominator(total, method, state.params, cohort)
     if not total:
         return state._replace(round=state.round + 1), {}
-    return settle(method, state, total, clients)
-
-
-def settle(method: Method, state: ServerState, total: Report, clients: int) -> tuple[ServerState, Metrics]:
-    """The end of a round, from the sum of its reports."""
-    strategy = method.strategy
-    for transform in reversed(method.privacy):
-        total = transform.server(total)
-    params, memory, metrics = strategy.apply(state.params, state.memory, total, clients)
+    told: Memory = {}
+    for i, transform in reversed(list(enumerate(_as_told(method, state.memory)))):
+        total = transform.server(total, source, cohort)
+        told[f"{TOLD}{i}"] = transform.after(total, cohort)
+    own = {name: part for name, part in state.memory.items() if not name.startswith(TOLD)}
+    params, memory, metrics = strategy.apply(state.params, own, total, clients)
     metrics["step_norm"] = float(tree.norm(tree.sub(params, state.params)))
+    memory = memory | {name: part for name, part in told.items() if part}
+    metrics |= {name: float(leaf) for part in told.values() for name, leaf in part.items()}
     return ServerState(params, memory, state.round + 1), metrics
+
+
+def _with_fixed_denominator(total: Report, method: Method, params: Params, cohort: float) -> Report:
+    """The sum of reports as if as many as expected had come: whoever sees it cannot count them."""
+    if not total:
+        form = expected(method, params)
+        total = {
+            name: {key: torch.zeros_like(leaf).double() for key, leaf in part.items()} for name, part in form.items()
+        }
+    return total | {"stats": tree.scale(_unmoved(method, params)["stats"], cohort)}
 
 
 def _sum(reports: Iterable[Report]) -> Report:

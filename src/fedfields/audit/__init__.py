@@ -36,7 +36,7 @@ from fedfields.audit.target import Target, target_of
 from fedfields.effort import AuditSettings as AuditSettings
 from fedfields.federation import Method
 from fedfields.losses import render
-from fedfields.privacy import Noise
+from fedfields.privacy import Clipped
 from fedfields.seeds import generator
 from fedfields.types import Advance, Params, Task, VisibleLoss
 
@@ -198,5 +198,5 @@ def _rows(values: Tensor) -> Tensor:
 
 
 def _noise_of(method: Method, update: Params) -> float:
-    """Standard deviation per weight of the Gaussian noise that the method adds; the server knows the method."""
-    return sum((t.ratio * t.clip) ** 2 / tree.size(update) for t in method.privacy if isinstance(t, Noise)) ** 0.5
+    """Standard deviation per weight of the noise on one report; the server knows the method."""
+    return sum(t.std(tree.size(update)) ** 2 for t in method.privacy if isinstance(t, Clipped)) ** 0.5

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from fedfields import tree
 from fedfields.federation import Method
-from fedfields.privacy import Noise
+from fedfields.privacy import Clipped
 from fedfields.types import Loss, Params, Task, Visit
 
 
@@ -32,7 +32,7 @@ def simulate(method: Method, task: Task, start: Params, loss: Loss, generator: G
         params, state = local.optimizer.step(params, _clipped(grads, local.clip), state, local.lr)
     update = tree.sub(params, start)
     for transform in method.privacy:
-        if isinstance(transform, Noise):
+        if isinstance(transform, Clipped):
             update = _clipped(update, transform.clip, 1e-12)
     return update
 

@@ -2,6 +2,10 @@
 
 from fedfields.privacy.base import Transform as Transform
 from fedfields.privacy.base import clip_report as clip_report
-from fedfields.privacy.noise import Noise as Noise
+from fedfields.privacy.dp import AdaptiveNoise as AdaptiveNoise
+from fedfields.privacy.dp import CentralNoise as CentralNoise
+from fedfields.privacy.dp import Clipped as Clipped
+from fedfields.privacy.dp import DistributedNoise as DistributedNoise
+from fedfields.privacy.dp import Noise as Noise
 from fedfields.privacy.sums import SecAgg as SecAgg
 from fedfields.privacy.surrogate import Surrogate as Surrogate

@@ -35,6 +35,8 @@ class SecAgg(Transform):
     tries: int = 3
     """Cohorts that are tried in a round before the run stops."""
 
+    hides_reports = True
+
     def __post_init__(self) -> None:
         if self.minimum < 3:
             raise ValueError(

@@ -18,7 +18,7 @@ LEAKAGE: Curves = {
     "audit": lambda run: run.curve("worst", audited=True),
     "PSNR_p": lambda run: run.curve("psnr_p"),
 }
-TRAINING = {"loss": "Loss", "update_norm": "Norm of the update"}
+TRAINING = {"loss": "Loss", "update_norm": "Norm of the update", "epsilon": "Epsilon", "clip": "Adaptive clip"}
 SHOWN_ELSEWHERE = {"round", "views", "bytes_up", "bytes_down", "seconds", "psnr_p", "ssim_p"}
 
 

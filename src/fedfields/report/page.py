@@ -25,6 +25,9 @@ GUIDE = {
     "Worst attack": "What is recovered from one upload if the best of the attacks tried is chosen for each owner: mean"
     " over owners; the attack named is the best on average. An attack that nobody tried may recover more: at the floor"
     " means nothing found, not nothing there.",
+    "Epsilon": "Differential privacy of one owner: a bound on how well anybody can tell from the weights which of two"
+    " cases is true, whatever attack they use. Below 1 is strong, above 10 promises little. The figures on this page,"
+    " measured on the owners' data, are not covered; and it does not say how alike a recovered picture looks.",
     "How sure": "One run is one seed. Differences of a few tenths of a decibel may be chance.",
 }
 
@@ -37,7 +40,7 @@ PLACES = {
     " photograph is among them.",
 }
 
-ALWAYS = ("PSNR, in decibels", "How sure")
+ALWAYS = ("PSNR, in decibels", "Epsilon", "How sure")
 """Terms of `GUIDE` that runs on places need, too."""
 
 

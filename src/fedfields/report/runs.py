@@ -72,6 +72,11 @@ class Run:
         """The configuration, flat."""
         return dict(_flat(mapping(self.manifest.get("experiment"))))
 
+    @property
+    def guarantee(self) -> Mapping[str, Any]:
+        """What the noise guarantees; empty if there is none, or no summary yet."""
+        return mapping(self.summary.get("privacy"))
+
     def latest(self, key: str) -> Any:
         """The summary's value, or the last that a round wrote."""
         written = (entry[key] for entry in (self.summary, *reversed(self.rounds)) if entry.get(key) is not None)

@@ -38,11 +38,19 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
         found.append(("Over the floor", f"{db(run.excess, True)} dB", f"{run.ground[0]}, {db(run.ground[1])} dB"))
     if (naive := number(run.latest("psnr_p"))) is not None:
         found.append(("PSNR_p", f"{db(naive)} dB", "one naive attack, no proof of privacy"))
+    if (epsilon := number(run.guarantee.get("epsilon"))) is not None:
+        found.append(("Epsilon", f"{epsilon:,.0f}" if epsilon >= 100 else f"{epsilon:.3g}", _guarantee(run)))
     if (up := run.total("bytes_up")) is not None:
         each = f"{size(up / run.done)} per round<br>" if run.done else ""
         found.append(("Uploaded", size(up), f"{each}{size(run.total('bytes_down'))} downloaded"))
     took = duration(run.total("seconds")) if run.summary else "no summary yet"
     return [*found, ("Rounds", f"{run.done:,}", took)]
+
+
+def _guarantee(run: Run) -> str:
+    """Delta, and what the noise protects against whom."""
+    delta = number(run.guarantee.get("delta"))
+    return ("" if delta is None else f"delta {delta:.2g}<br>") + esc(run.guarantee.get("protects", ""), 300)
 
 
 def _place_figures(run: Run) -> list[tuple[str, str, str]]:

@@ -157,7 +157,7 @@ def alike(runs: Sequence[Run]) -> bool:
 def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
     """What the reader must not overlook about one run."""
     warned = run.summary.get("warnings")
-    found = [_unfinished(run), _diverged(run), _idle(run, baseline, steps), _naive(run)]
+    found = [_unfinished(run), _diverged(run), _idle(run, baseline, steps), _naive(run), _seeded(run)]
     if run.damaged:
         found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")
     found += _dropped(run) + [clean(text, 400) for text in (warned if isinstance(warned, list) else [])[:50]]
@@ -205,6 +205,16 @@ def _idle(run: Run, baseline: Run | None, steps: int | None) -> str:
         return ""
     start = f"After {plural(steps, 'step')} it is no better than the random initialisation"
     return f"{start} ({db(own)} dB against {db(plain)})."
+
+
+def _seeded(run: Run) -> str:
+    """A guarantee that somebody with the settings can take away."""
+    if run.guarantee.get("noise") != "seed":
+        return ""
+    return (
+        "The noise came from the seed, which is among the settings: whoever has it can take the noise away, and the "
+        "epsilon is that of the same run with secure noise. Use --noise secure for weights that are given away."
+    )
 
 
 def _naive(run: Run) -> str:

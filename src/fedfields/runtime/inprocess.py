@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedfields import tree
 from fedfields.errors import UserError
@@ -13,7 +13,9 @@ from fedfields.federation import (
     Rejected,
     Reply,
     ServerState,
+    broadcast,
     close_round,
+    expected,
     sample_cohort,
     settle,
     start_server,
@@ -21,9 +23,13 @@ from fedfields.federation import (
     visit,
 )
 from fedfields.privacy import SecAgg
+from fedfields.privacy.sources import Secure
 from fedfields.runtime.pool import Failed, Pool, one_thread
-from fedfields.strategies.base import Outcome
+from fedfields.seeds import generator
 from fedfields.types import Client, Loss, Memory, Params, Report
+
+if TYPE_CHECKING:
+    from fedfields.privacy.sources import Source
 
 
 class Context(NamedTuple):
@@ -56,7 +62,8 @@ class Settings(NamedTuple):
     """How rounds are run, beside the method.
 
     With ``seconds``, training ends with the round in which they are spent, whatever the number of ``rounds``. Updates
-    larger than ``max_norm`` are dropped, unless it is 0.
+    larger than ``max_norm`` are dropped, unless it is 0. With ``poisson``, ``cohort`` is the expected number of clients
+    in a round. With ``secret``, noise and cohorts come from the operating system's entropy instead of the seed.
     """
 
     rounds: int
@@ -65,6 +72,12 @@ class Settings(NamedTuple):
     weights: Sequence[float] | None = None
     seconds: float | None = None
     max_norm: float = 0.0
+    poisson: bool = False
+    secret: bool = False
+
+    def source(self, *path: str | int) -> Source:
+        """Of the noise, or of the cohort, of this path."""
+        return Secure() if self.secret else generator(self.seed, *path)
 
     def progress(self, rounds: int, spent: float) -> float:
         """Share of the training that is over after so many rounds and seconds; from 1 on, all of it."""
@@ -85,6 +98,8 @@ def train(
     weights: Sequence[float] | None = None,
     workers: int = 1,
     on_round: Callable[[Round], None] | None = None,
+    poisson: bool = False,
+    secret: bool = False,
 ) -> Params:
     """Federated training of any model: the whole thing in one call.
 
@@ -94,16 +109,18 @@ def train(
         loss: ``(params, batch) -> scalar``.
         params: where to start.
         rounds: R.
-        cohort: M clients in each round, sampled without replacement.
+        cohort: M clients in each round, sampled without replacement, or their expected number with ``poisson``.
         seed: of everything random.
         weights: p_k of each client; one by default.
         workers: processes; 0 decides by timing, 1 none. More than one needs a loss that can be pickled.
         on_round: called after every round.
+        poisson: each client comes to a round with probability M / N.
+        secret: noise and cohorts come from the operating system's entropy, not from the seed.
 
     Returns:
         The global weights after the last round.
     """
-    settings = Settings(rounds, cohort, seed, weights)
+    settings = Settings(rounds, cohort, seed, weights, poisson=poisson, secret=secret)
     context = Context(method, tuple(clients), loss)
     state = start_server(method.strategy, params)
     with Pool(context, workers, ahead=rounds * cohort) as pool:
@@ -123,6 +140,9 @@ def run_rounds(
     spent: float = 0.0,
 ) -> Iterator[Round]:
     """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before."""
+    equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
+    if not equal and any(part.uniform_weights for part in context.method.privacy):
+        raise ValueError("noise hides a client only among equals: give every client the weight 1")
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
@@ -144,13 +164,13 @@ def run_round(
     """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
     started = time.perf_counter()
     method, clients, number = context.method, context.clients, state.round + 1
-    received = method.strategy.broadcast(state.params, state.memory)
+    received = broadcast(method, state)
     call = _Call(context, settings, received, memories, initial, form, pool, number, progress)
     if method.sums is None:
         found = call.openly(state)
     else:
         found = call.secretly(state, method.sums)
-    if not found.replies:
+    if found.cohort and not found.replies:
         raise AllFailed(number, found.dropped)
     memories = memories | {i: reply.memory for i, reply in found.replies.items()}
     record = {
@@ -204,7 +224,14 @@ class _Call(NamedTuple):
                 yield reply.report
 
         with one_thread():
-            state, figures = close_round(self.context.method, state, accepted(), len(self.context.clients))
+            state, figures = close_round(
+                self.context.method,
+                state,
+                accepted(),
+                len(self.context.clients),
+                cohort=self._size,
+                source=self._noise,
+            )
         up = sum(tree.nbytes(reply.report.values()) for reply in replies.values())
         return _Found(state, cohort, replies, dropped, figures, up)
 
@@ -214,7 +241,7 @@ class _Call(NamedTuple):
         from fedfields.runtime.secure import encoding, settings_of, sum_reports
 
         method, clients = self.context.method, self.context.clients
-        size, refused, reasons = min(self.settings.cohort, len(clients)), [], []
+        size, refused, reasons = self._size, [], []
         if size < sums.minimum:
             raise UserError(f"sec-agg sums at least {sums.minimum} reports, and there are only {size} clients")
         plan = encoding(sums, self.form, size)
@@ -234,7 +261,7 @@ class _Call(NamedTuple):
             try:
                 with one_thread():
                     found = sum_reports(plan, rules, cohort, reports, self.settings.seed)
-                    state, figures = settle(method, state, found.total, len(clients))
+                    state, figures = settle(method, state, found.total, len(clients), cohort=size, source=self._noise)
             except Abandoned as reason:
                 reasons.append(str(reason))
                 continue
@@ -244,16 +271,25 @@ class _Call(NamedTuple):
             return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
         raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
 
+    @property
+    def _size(self) -> int:
+        """The expected number of clients in the round."""
+        return min(self.settings.cohort, len(self.context.clients))
+
+    @property
+    def _noise(self) -> Source:
+        """Of the server's noise."""
+        return self.settings.source("noise", self.number)
+
     def _cohort(self, attempt: int) -> list[int]:
-        settings = self.settings
-        return sample_cohort(
-            len(self.context.clients), settings.cohort, seed=settings.seed, round=self.number, attempt=attempt
-        )
+        path = ("cohort", self.number, attempt) if attempt else ("cohort", self.number)
+        source = self.settings.source(*path)
+        return sample_cohort(len(self.context.clients), self._size, source=source, poisson=self.settings.poisson)
 
     def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
         """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
         settings, clients = self.settings, len(self.context.clients)
-        steps = self.context.method.local.steps * settings.rounds * len(cohort)
+        steps = self.context.method.local.steps * settings.rounds * self._size
         jobs = [
             (
                 i,
@@ -264,6 +300,7 @@ class _Call(NamedTuple):
                 _weight(settings, i),
                 clients / steps,
                 self.progress,
+                settings.secret,
             )
             for i in cohort
         ]
@@ -288,6 +325,7 @@ def visit_job(
     weight: float,
     share: float,
     progress: float,
+    secret: bool,
 ) -> Reply:
     """A client's visit, wherever it runs."""
     client = context.clients[index]
@@ -302,15 +340,8 @@ def visit_job(
         weight=weight,
         step_share=share,
         progress=progress,
+        source=None if secret else generator(seed, "protect", number, client.name),
     )
-
-
-def expected(method: Method, params: Params) -> Report:
-    """The form of a report: what a client that did not move would send."""
-    strategy = method.strategy
-    received = strategy.broadcast(params, strategy.init(params))
-    outcome = Outcome(received["params"], received["params"], 1, method.local.lr, 1.0)
-    return strategy.report(outcome, received, strategy.client_init(params))[0]
 
 
 class AllFailed(UserError):

@@ -187,6 +187,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     settings = Settings(
         experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds, experiment.max_norm
     )
+    settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
     context = Context(experiment.method, place.clients, loss)
     return PlaceSetup(experiment, place, context, params, settings, lpips)
 

@@ -13,7 +13,9 @@ from typing import Any
 from fedfields import tree
 from fedfields.config import Experiment, from_json, to_json
 from fedfields.errors import UserError
-from fedfields.federation import start_server
+from fedfields.federation import expected, start_server
+from fedfields.privacy.accounting import Accountant
+from fedfields.privacy.dp import private_size
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
 from fedfields.runtime.inprocess import AllFailed, run_rounds
 from fedfields.runtime.places import PlaceSetup, set_up_place
@@ -124,7 +126,7 @@ def _train(
     warn: Callable[[str], None],
 ) -> Checkpoint:
     """All rounds, with evaluations and checkpoints on the way."""
-    experiment = setup.experiment
+    experiment, accountant = setup.experiment, _accountant(setup)
     watch = _Watch(warn, log.records)
     try:
         spent = sum(record["seconds"] for record in log.records)
@@ -140,6 +142,8 @@ def _train(
             if number == 1 or last or number % experiment.evaluate_every == 0:
                 record |= setup.judge(current, pool, final=last)
                 setup.observe(folder, current)
+            if accountant:
+                record["epsilon"] = accountant.epsilon([*log.cohorts, record["cohort"]])
             watch.look(record)
             log.append(record)
             if last or number % experiment.checkpoint_every == 0:
@@ -157,6 +161,23 @@ def _train(
             save(folder / "checkpoints", current)
         raise _interrupted(f"after round {current.state.round} of {experiment.rounds}", folder) from None
     return current
+
+
+def _accountant(setup: Setup) -> Accountant | None:
+    """Who keeps count of what the noise is worth, if there is any."""
+    experiment, context = setup.experiment, setup.context
+    if not any(part.uniform_weights for part in experiment.privacy):
+        return None
+    with one_thread():
+        weights = private_size(expected(context.method, setup.params))
+    return Accountant.of(
+        experiment.privacy,
+        weights=weights,
+        cohort=experiment.cohort,
+        clients=len(context.clients),
+        poisson=experiment.sampling == "poisson",
+        delta=experiment.delta,
+    )
 
 
 def _interrupted(when: str, folder: Path) -> Interrupted:
@@ -177,7 +198,7 @@ def _finish(setup: Setup, folder: Path, name: str, current: Checkpoint, log: _Lo
 
 
 def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
-    experiment, records = setup.experiment, log.records
+    experiment, records, accountant = setup.experiment, log.records, _accountant(setup)
     return {
         "preset": name,
         "version": version("fedfields"),
@@ -200,6 +221,7 @@ def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
         "ssim_p": final.get("ssim_p"),
         "leak": final.get("leak"),
         "floor": final.get("floor"),
+        "privacy": accountant and accountant.statement(log.cohorts, experiment.noise == "seed"),
         "warnings": list(dict.fromkeys(record["warning"] for record in records if "warning" in record)),
     }
 
@@ -235,9 +257,11 @@ def _check_same_model(start: Checkpoint, setup: Setup, folder: Path) -> None:
 
 
 def _check_same_start(experiment: Experiment, folder: Path) -> None:
-    """What decides the weights to start from cannot change any more."""
-    before = load_experiment(folder)
-    for name in ("warm_up", "compression"):
+    """What decides the weights to start from cannot change any more, nor what earlier noise was worth."""
+    before, fixed = load_experiment(folder), ["warm_up", "compression"]
+    if any(part.uniform_weights for part in (*before.privacy, *experiment.privacy)):
+        fixed += ["privacy", "sampling", "noise", "cohort", "strategy", "data"]
+    for name in fixed:
         if getattr(before, name) != getattr(experiment, name):
             flag = name.replace("_", "-")
             raise UserError(f"{folder} started with another {flag}; resume it without saying any, or start a new run")
@@ -249,6 +273,11 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[dict] = []
+
+    @property
+    def cohorts(self) -> list[list[str]]:
+        """Who took part in each round."""
+        return [record["cohort"] for record in self.records]
 
     def append(self, record: dict) -> None:
         self.records.append(record)

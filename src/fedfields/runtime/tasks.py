@@ -120,6 +120,7 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     settings = Settings(
         experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds, experiment.max_norm
     )
+    settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
     return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 
 
