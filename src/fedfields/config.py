@@ -358,7 +358,7 @@ for _name, _local in {
     "fomaml": {"local": _ADAM},
     "reptile": {},
     "meta-nsgd": {},
-    "fedmenf": {"local": dataclasses.replace(_ADAM, lr=1e-3)},
+    "fedmenf": {"local": dataclasses.replace(_ADAM, lr=1e-4)},
     "noised": {"local": _ADAM},
     "public": {"local": _ADAM},
     "projected": {"local": _ADAM},
