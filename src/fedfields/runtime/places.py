@@ -25,7 +25,7 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
-from fedfields.runtime.start import start_of
+from fedfields.runtime.start import settings_of, start_of
 from fedfields.scenes.scene import Place, Scene
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
@@ -184,10 +184,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
-    settings = Settings(
-        experiment.rounds, experiment.cohort, experiment.seed, weights, experiment.seconds, experiment.max_norm
-    )
-    settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
+    settings = settings_of(experiment, weights)
     context = Context(experiment.method, place.clients, loss)
     return PlaceSetup(experiment, place, context, params, settings, lpips)
 

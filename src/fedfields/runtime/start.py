@@ -5,6 +5,7 @@ they are to travel light (Holden et al., arXiv 2305.01163, algorithm 2). Made on
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.federation import Method, visit
 from fedfields.runtime.checkpoint import load_weights, save_weights
+from fedfields.runtime.inprocess import Settings
 from fedfields.runtime.pool import one_thread
 from fedfields.strategies import FedAvg
 from fedfields.types import Advance, Client, Loss, Memory, Params
@@ -32,6 +34,20 @@ class Start(NamedTuple):
 
     params: Params
     shared: Params
+
+
+def settings_of(experiment: Experiment, weights: Sequence[float] | None) -> Settings:
+    """How the experiment's rounds are run; ``weights`` are those of the clients, None for equal ones."""
+    return Settings(
+        experiment.rounds,
+        experiment.cohort,
+        experiment.seed,
+        weights,
+        experiment.seconds,
+        experiment.max_norm,
+        poisson=experiment.sampling == "poisson",
+        secret=experiment.noise == "secure",
+    )
 
 
 def start_of(

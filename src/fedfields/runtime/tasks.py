@@ -19,6 +19,7 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import evaluate, mean, seen, visible
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.start import settings_of
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.tour import publish
@@ -117,10 +118,7 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     except ValueError as error:
         raise UserError(str(error)) from error
     sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
-    settings = Settings(
-        experiment.rounds, experiment.cohort, experiment.seed, sizes, experiment.seconds, experiment.max_norm
-    )
-    settings = settings._replace(poisson=experiment.sampling == "poisson", secret=experiment.noise == "secure")
+    settings = settings_of(experiment, sizes)
     return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 
 

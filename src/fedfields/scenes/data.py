@@ -180,7 +180,7 @@ class Data:
         for claim in claims:
             owned.setdefault(claim.client, []).append(claim)
         present = [client for client in order if client in owned]
-        count = max(1, int(self.unseen * len(present))) if self.unseen and len(present) >= 3 else 0
+        count = kept_back(len(present), self.unseen, of=3)
         unseen = set(present[len(present) - count :])
         shares = []
         for client, mine in owned.items():
@@ -197,9 +197,7 @@ class Data:
 
     def _hold_out(self, names: list[str], generator: Generator) -> set[str]:
         """The signals of one client that are kept back to evaluate on."""
-        if not self.held_out or len(names) < 2:
-            return set()
-        return set(shuffled(names, generator)[: max(1, int(self.held_out * len(names)))])
+        return set(shuffled(names, generator)[: kept_back(len(names), self.held_out, of=2)])
 
 
 def _client(share: Share, signals: dict[str, GridSignal]) -> Client:
@@ -207,6 +205,11 @@ def _client(share: Share, signals: dict[str, GridSignal]) -> Client:
         tuple(Task(signals[name], signals[name], name) for name in names) for names in (share.train, share.held_out)
     )
     return Client(share.client, train, held_out)
+
+
+def kept_back(count: int, fraction: float, of: int) -> int:
+    """How many of ``count`` a fraction keeps back: at least one if there are ``of`` of them, none for 0."""
+    return max(1, int(fraction * count)) if fraction and count >= of else 0
 
 
 def shuffled(items: list[T], generator: Generator) -> list[T]:

@@ -16,7 +16,7 @@ from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.scenes.captures import layout_of, load_capture
 from fedfields.scenes.clips import natural_order
-from fedfields.scenes.data import Federation, shuffled
+from fedfields.scenes.data import Federation, kept_back, shuffled
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Split
@@ -119,9 +119,9 @@ class Objects:
         counts = self._views(folders, seed)
         owners = self._owners(len(folders), seed)
         seen, unseen, start = [], [], 0
-        hidden = self._hidden(len(owners))
+        hidden = kept_back(len(owners), self.unseen, of=3)
         for i, count in enumerate(owners):
-            kept = count if i >= len(owners) - hidden else _kept_back(count, self.held_out)
+            kept = count if i >= len(owners) - hidden else kept_back(count, self.held_out, of=2)
             tasks = []
             for k in range(start, start + count):
                 name, views = self._name(folders[k]), counts[k]
@@ -131,7 +131,7 @@ class Objects:
             start += count
             client = Client(f"client-{i}" if self.clients else tasks[0].name, tuple(tasks[kept:]), tuple(tasks[:kept]))
             (seen if client.train else unseen).append(client)
-        notes = (f"{len(folders)} objects, {len(seen)} clients, {len(unseen)} of them unseen", *notes)
+        notes = (f"{len(folders)} objects; {len(seen)} clients train, {len(unseen)} are unseen", *notes)
         return Federation(tuple(seen), tuple(unseen), notes)
 
     def _folders(self, seed: int) -> tuple[list[Path], tuple[str, ...]]:
@@ -166,10 +166,6 @@ class Objects:
             raise UserError(f"{self.path} holds {objects} objects, too few for {self.clients} clients")
         return dirichlet_shares(objects, self.clients, self.alpha, generator(seed, "owners"))
 
-    def _hidden(self, clients: int) -> int:
-        """How many clients are unseen."""
-        return max(1, int(self.unseen * clients)) if self.unseen and clients >= 3 else 0
-
     def open(self, folder: Path, jitters: int) -> Task:
         """An object from elsewhere as a task, with all photographs it has.
 
@@ -191,8 +187,7 @@ class Objects:
             if not pool:
                 raise UserError(printable(f"{folder} has no photographs for {split}ing; every object needs both kinds"))
             chosen = shuffled(pool, random)[:most]
-            scales = (self.size / max(v.camera.width, v.camera.height) if self.size else 1.0 for v in chosen)
-            photos = [load_photo(v, self.frame, min(1.0, s)) for v, s in zip(chosen, scales, strict=True)]
+            photos = [load_photo(view, self.frame, view.scale_to(self.size)) for view in chosen]
             _check_photos(folder, photos, self.half)
             return RaySignal(tuple(photos), jitters)
 
@@ -234,11 +229,6 @@ def dirichlet_shares(total: int, owners: int, alpha: float, random: Generator) -
         counts[counts.argmax()] -= 1
         counts[poor] += 1
     return counts.tolist()
-
-
-def _kept_back(count: int, fraction: float) -> int:
-    """How many of a client's objects are kept back to evaluate on."""
-    return max(1, int(fraction * count)) if fraction and count >= 2 else 0
 
 
 def _check_photos(folder: Path, photos: Sequence[Photo], half: float) -> None:

@@ -43,6 +43,10 @@ class View:
     mask: Path | None = None
     circle: float | None = None
 
+    def scale_to(self, size: int) -> float:
+        """Factor that brings the longer side of the picture down to ``size`` pixels; 1 for 0, and never more."""
+        return min(1.0, size / max(self.camera.width, self.camera.height)) if size else 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Capture:

@@ -11,7 +11,7 @@ from fedfields.errors import UserError
 from fedfields.scenes.captures import load_capture
 from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
-from fedfields.scenes.posed import Capture, View
+from fedfields.scenes.posed import Capture
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
@@ -90,7 +90,7 @@ class Scene:
         capture = load_capture(self.path)
         frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
         check_frame(self.path, capture, frame)
-        train = [load_photo(view, frame, self._scale(view)) for view in capture.views if view.split == "train"]
+        train = [load_photo(view, frame, view.scale_to(self.size)) for view in capture.views if view.split == "train"]
         if len(train) < self.clients + self.public:
             found = f"{self.path} has {len(train)} training photographs"
             public = f" and {self.public} public ones; lower --public" if self.public else ""
@@ -105,14 +105,10 @@ class Scene:
         shares = shared_out(private, self.clients, self.partition)
         clients = [owner(f"client-{i}", share) for i, share in enumerate(shares)]
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
-        photos = tuple(load_photo(view, frame, self._scale(view)) for view in tests)
+        photos = tuple(load_photo(view, frame, view.scale_to(self.size)) for view in tests)
         public = owner("public", common) if common else None
         notes = capture.problems + frame_notes(self.path, capture, frame)
         return Place(tuple(clients), photos, frame, notes, public)
-
-    def _scale(self, view: View) -> float:
-        longer = max(view.camera.width, view.camera.height)
-        return 1.0 if self.size == 0 else min(1.0, self.size / longer)
 
 
 def check_frame(path: Path, capture: Capture, frame: Frame) -> None:
