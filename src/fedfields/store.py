@@ -15,8 +15,10 @@ from fedfields.errors import UserError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` (created by the caller); renames it into place if all went well.
+
+    Until then nobody but this user can read it, and afterwards who ``mode`` says.
 
     Raises:
         UserError: the disk is full, the folder is not writable, or the like.
@@ -32,7 +34,7 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error

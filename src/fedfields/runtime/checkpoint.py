@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedfields.errors import UserError
 from fedfields.federation import ServerState
-from fedfields.store import cannot_write, discard
+from fedfields.store import cannot_write, discard, writing
 from fedfields.types import Memory, Params
 
 KEPT = 2
@@ -122,8 +122,6 @@ def _read(path: Path) -> Checkpoint:
 
 def save_weights(path: Path, params: Params) -> None:
     """Writes weights alone as safetensors, whole or not at all."""
-    from fedfields.store import writing
-
     with writing(path) as temporary:
         save_file({key: leaf.contiguous() for key, leaf in params.items()}, temporary)
 
@@ -138,3 +136,23 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}); finish the run, or run it again") from error
+
+
+def save_leaves(path: Path, memory: Memory) -> None:
+    """Writes named trees as safetensors, whole or not at all; the order of their leaves is kept."""
+    flat = {f"{name}//{key}": leaf.contiguous() for name, part in memory.items() for key, leaf in part.items()}
+    with writing(path) as temporary:
+        save_file(flat, temporary, {"order": json.dumps(list(flat))})
+
+
+def load_leaves(path: Path) -> Memory | None:
+    """Reads what :func:`save_leaves` wrote; None if it is damaged."""
+    memory: Memory = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for place in json.loads((file.metadata() or {})["order"]):
+                name, _, key = place.partition("//")
+                memory.setdefault(name, {})[key] = file.get_tensor(place)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    return memory
