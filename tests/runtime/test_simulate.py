@@ -11,7 +11,6 @@ from fedfields.config import choose
 from fedfields.runtime.run import Interrupted, run
 from tests.runtime.test_run import experiment_of, pictures  # noqa: F401
 
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # Flower's and Ray's, about themselves and each other.
 
 
