@@ -192,22 +192,26 @@ def visit(
     random = generator(seed, "visit", round, client.name)
     lr = local.rate(progress)
     context = Visit(shared, random, lr, step_share)
-    start = shared | (memory.get("own") or own_leaves(loss, client, seed))
-    steps = local.steps * (len(client.train) if local.per_task else 1)
-    kept = {key[6:]: value for key, value in memory.items() if key.startswith("optim.")}
-    state = kept if local.keep_state and kept else local.optimizer.init(start)
-    params, totals, watcher = start, {}, _Watcher(loss, memory)
-    for step in range(steps):
+    loss = loss_at(loss, progress)
+    start = shared | own_leaves(loss, client, seed) | memory.get("own", {})
+    steps = method.strategy.steps(local.steps * (len(client.train) if local.per_task else 1), received)
+    state = _optimizer_state(local, start, memory)
+    params, totals, watcher, gradient = start, {}, _Watcher(loss, memory), None
+    for step in range(max(steps, int(method.strategy.wants_gradient))):
         loss = watcher.loss(step, params, random)
         task = realise(pick(client.train, random), random)
         estimate = method.objective.estimate(params, task, loss, context)
+        if step == 0 and method.strategy.wants_gradient:
+            gradient = tree.only(estimate.grads, shared)
+        if not steps:
+            break
         size = float(tree.norm(estimate.grads))
         grads = tree.clip(estimate.grads, local.clip)
         grads = grads | method.strategy.correct(tree.only(grads, shared), received, memory)
         params, state = local.optimizer.step(params, grads, state, lr)
         for name, value in (estimate.metrics | {"gradient_norm": size}).items():
             totals[name] = totals.get(name, 0.0) + value / steps
-    outcome = Outcome(shared, tree.only(params, shared), steps, lr, weight)
+    outcome = Outcome(shared, tree.only(params, shared), steps, lr, weight, gradient)
     report, memory = method.strategy.report(outcome, received, dict(memory))
     memory |= watcher.kept
     if own := {key: leaf for key, leaf in params.items() if key not in shared}:
@@ -220,6 +224,21 @@ def visit(
         for transform in _as_told(method, received):
             report = transform.client(report, source)
     return Reply(report, memory, totals, steps)
+
+
+def loss_at(loss: Loss, progress: float) -> Loss:
+    """The loss when a share ``progress`` of the run is over; most are the same all the way."""
+    at = getattr(loss, "at", None)
+    return loss if at is None else at(progress)
+
+
+def _optimizer_state(local: Local, start: Params, memory: Memory) -> Memory:
+    """What the optimiser goes on from: its state at the client, if that is kept; leaves that are new start anew."""
+    state = local.optimizer.init(start)
+    if not local.keep_state:
+        return state
+    kept = {key[6:]: value for key, value in memory.items() if key.startswith("optim.")}
+    return {name: part | kept.get(name, {}) for name, part in state.items()}
 
 
 def own_leaves(loss: Loss, client: Client, seed: int) -> Params:

@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedfields import tree
+from fedfields.fields.personal import Joint
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, march_rays, view_rays
-from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, render_pair, render_rays
+from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, march, render_pair
 from fedfields.types import Batch, Client, Params, Visible, VisibleLoss
 
 if TYPE_CHECKING:
@@ -62,21 +63,27 @@ class RadianceLoss:
     settings: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        seen = self.see(params, batch.inputs)
+        watched = _Watched(self.field, params)
+        seen = self.see(params, batch.inputs, watched)
         errors = [(shown.colour - batch.targets).square().mean() for shown in seen]
-        return _regularised(sum(errors[1:], errors[0]), seen[-1].distortion, self.settings.distortion)
+        total = _regularised(sum(errors[1:], errors[0]), seen[-1].distortion, self.settings.distortion)
+        return total + watched.penalty()
 
     def own(self, client: Client, generator: Generator) -> Params:
-        """Appearance codes, where the field reads them."""
-        return _codes(self.field, client)
+        """Appearance codes where the field reads them, and an own part where it has one."""
+        return _own(self.field, client, generator)
 
-    def see(self, params: Params, rays: Rays) -> list[Rendered]:
+    def at(self, progress: float) -> RadianceLoss:
+        """The loss when a share ``progress`` of the run is over."""
+        return dataclasses.replace(self, field=_field_at(self.field, progress))
+
+    def see(self, params: Params, rays: Rays, radiance: Callable[..., Any] | None = None) -> list[Rendered]:
         """What the field shows along rays, the best last: twice, if it is a coarse and a fine one."""
-        rays = _in_its_light(params, rays)
+        rays, radiance = _in_its_light(params, rays), radiance or partial(self.field, params)
         coarse = getattr(self.field, "coarse", None)
         if coarse is None or self.settings.fine == 0:
-            return [render_rays(self.field, params, rays, self.settings)]
-        return list(render_pair(partial(coarse, params), partial(self.field, params), rays, self.settings))
+            return [march(radiance, rays, self.settings)]
+        return list(render_pair(partial(coarse, params), radiance, rays, self.settings))
 
     def show(self, params: Params, inputs: Rays) -> Tensor:
         """The colours ``[R, 3]`` along rays."""
@@ -114,14 +121,18 @@ class MarchedLoss:
     """What the grid knows, ``[G, G, G]``; without it, everything counts as occupied."""
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        rays = _in_its_light(params, batch.inputs)
-        seen, count = march_rays(partial(self.field, params), rays, self.settings, self.occupied, self.settings.samples)
+        rays, watched = _in_its_light(params, batch.inputs), _Watched(self.field, params)
+        seen, count = march_rays(watched, rays, self.settings, self.occupied, self.settings.samples)
         error = (seen.colour - batch.targets[:count]).square().mean()
-        return _regularised(error, seen.distortion, self.settings.distortion)
+        return _regularised(error, seen.distortion, self.settings.distortion) + watched.penalty()
 
     def own(self, client: Client, generator: Generator) -> Params:
-        """Appearance codes, where the field reads them."""
-        return _codes(self.field, client)
+        """Appearance codes where the field reads them, and an own part where it has one."""
+        return _own(self.field, client, generator)
+
+    def at(self, progress: float) -> MarchedLoss:
+        """The loss when a share ``progress`` of the run is over."""
+        return dataclasses.replace(self, field=_field_at(self.field, progress))
 
     @property
     def refresh_every(self) -> int:
@@ -153,6 +164,34 @@ class MarchedLoss:
 def _regularised(error: Tensor, distortion: Tensor, weight: float) -> Tensor:
     """The error plus ``weight`` times the mean distortion of the rays, where it has a weight."""
     return error + weight * distortion.mean() if weight else error
+
+
+class _Watched:
+    """A field with its weights that remembers how dense its own part was where it was asked."""
+
+    def __init__(self, field: Any, params: Params) -> None:
+        self._field, self._params, self._seen = field, params, list[Any]()
+        self._weight = field.personal.weight if isinstance(field, Joint) else 0.0
+
+    def __call__(self, *at: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._weight:
+            return self._field(self._params, *at)
+        density, colour, own = self._field.parts(self._params, *at)
+        self._seen.append(own)
+        return density, colour
+
+    def penalty(self) -> Tensor | float:
+        """The weighted mean density of the own part over all samples."""
+        return self._weight * torch.cat(self._seen).mean() if self._seen else 0.0
+
+
+def _field_at(field: Any, progress: float) -> Any:
+    return field.at(progress) if isinstance(field, Joint) else field
+
+
+def _own(field: Any, client: Client, generator: Generator) -> Params:
+    own = field.own(generator) if isinstance(field, Joint) else {}
+    return _codes(field, client) | own
 
 
 def _codes(field: Any, client: Client) -> Params:

@@ -8,4 +8,6 @@ from fedfields.fields.lowrank import LowRank as LowRank
 from fedfields.fields.lowrank import expanded as expanded
 from fedfields.fields.nerf import Nerf as Nerf
 from fedfields.fields.nerf import SimpleNerf as SimpleNerf
+from fedfields.fields.personal import Joint as Joint
+from fedfields.fields.personal import Personal as Personal
 from fedfields.fields.siren import Siren as Siren

@@ -146,7 +146,8 @@ class Desk:
                 if self._shelf is not None and not isinstance(error, Rejected):
                     raise
                 reply = Failed(f"{type(error).__name__}: {error}")
-            return checked(reply, self._form, job.weight, self.seat.settings.max_norm)
+            heaviest = job.weight * self.seat.context.method.strategy.heaviest
+            return checked(reply, self._form, heaviest, self.seat.settings.max_norm)
 
     def _check(self, job: Job) -> None:
         """Refuses weights of another model."""

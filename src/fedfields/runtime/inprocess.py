@@ -423,11 +423,11 @@ class _Call(NamedTuple):
             yield self._checked(job, reply)
 
     def _checked(self, job: Job, reply: Reply | Failed) -> Reply | Rejected:
-        return checked(reply, self.form, job.weight, self.settings.max_norm)
+        return checked(reply, self.form, job.weight * self.context.method.strategy.heaviest, self.settings.max_norm)
 
 
 def checked(reply: Reply | Failed, form: Report, weight: float, max_norm: float) -> Reply | Rejected:
-    """The reply if it may be used, or why not."""
+    """The reply if it may be used, or why not; ``weight`` is the largest that it may have, if that is more than 1."""
     if isinstance(reply, Failed):
         return Rejected(str(reply))
     try:

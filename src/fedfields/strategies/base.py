@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What local training did: from ``start`` (received) to ``final`` in ``steps`` steps of ``lr``; the weight p_k."""
+    """What local training did: from ``start`` (received) to ``final`` in ``steps`` steps of ``lr``; the weight p_k; and
+    the objective's gradient at ``start``, for strategies that want it."""
 
     start: Params
     final: Params
     steps: int
     lr: float
     weight: float
+    gradient: Params | None = None
 
 
 class Strategy(ABC):
@@ -32,6 +34,12 @@ class Strategy(ABC):
 
     sums_only: ClassVar[bool] = True
     """Whether the server needs nothing but the sum of the reports."""
+
+    wants_gradient: ClassVar[bool] = False
+    """Whether reports need the objective's gradient at the received weights."""
+
+    heaviest: ClassVar[float] = 1.0
+    """How many times its weight p_k a client may count."""
 
     def init(self, params: Params) -> Memory:
         """What the server remembers before the first round."""
@@ -44,6 +52,10 @@ class Strategy(ABC):
     def client_init(self, params: Params) -> Memory:
         """What a client remembers before its first visit."""
         return {}
+
+    def steps(self, steps: int, received: Memory) -> int:
+        """Outer steps of this visit, where ``steps`` are usual."""
+        return steps
 
     def correct(self, grads: Params, received: Memory, memory: Memory) -> Params:
         """The client's gradient, corrected before each local step."""
