@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fedfields import tree
 from fedfields.errors import UserError
 from fedfields.federation import (
+    Door,
     Method,
     Rejected,
     Reply,
@@ -19,7 +20,6 @@ from fedfields.federation import (
     sample_cohort,
     settle,
     start_server,
-    validate,
     visit,
 )
 from fedfields.privacy import SecAgg
@@ -143,6 +143,12 @@ def run_rounds(
     equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
     if not equal and any(part.uniform_weights for part in context.method.privacy):
         raise ValueError("noise hides a client only among equals: give every client the weight 1")
+    size, least = min(settings.cohort, len(context.clients)), getattr(context.method.strategy, "least", 1)
+    if size < least:
+        raise UserError(
+            f"the strategy needs at least {least} clients in a round to tolerate what it should, and there are only "
+            f"{size}; share the data out among more, raise --cohort, or lower --strategy.tolerate"
+        )
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
@@ -304,11 +310,12 @@ class _Call(NamedTuple):
             )
             for i in cohort
         ]
+        door = Door(self.number, cohort, self.form, settings.max_norm)
         for i, reply in zip(cohort, self.pool.map(visit_job, jobs), strict=True):
             try:
                 if isinstance(reply, Failed):
                     raise Rejected(str(reply))
-                validate(reply.report, self.form, max(1.0, _weight(settings, i)), settings.max_norm)
+                door.admit(i, reply.report, reply.round, _weight(settings, i))
             except Rejected as reason:
                 yield reason
             else:
