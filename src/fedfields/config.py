@@ -188,6 +188,9 @@ STRATEGIES: dict[str, Strategy] = {
     "median": Robust("median"),
     "trimmed-mean": Robust("trimmed-mean"),
     "krum": Robust("krum"),
+    "multi-krum": Robust("multi-krum"),
+    "geometric-median": Robust("geometric-median"),
+    "clipped-mean": Robust("clipped-mean"),
 }
 
 PULLS = {"fedprox": 0.1, "fedacg": 1e-3}

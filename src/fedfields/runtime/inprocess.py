@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from fedfields import tree
 from fedfields.errors import UserError
 from fedfields.federation import (
+    Door,
     Method,
     Rejected,
     Reply,
@@ -19,7 +20,6 @@ from fedfields.federation import (
     sample_cohort,
     settle,
     start_server,
-    validate,
     visit,
 )
 from fedfields.privacy import SecAgg
@@ -259,6 +259,12 @@ def run_rounds(
     equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
     if not equal and any(part.uniform_weights for part in context.method.privacy):
         raise ValueError("noise hides a client only among equals: give every client the weight 1")
+    size, least = min(settings.cohort, len(context.clients)), getattr(context.method.strategy, "least", 1)
+    if size < least:
+        raise UserError(
+            f"the strategy needs at least {least} clients in a round to tolerate what it should, and there are only "
+            f"{size}; share the data out among more, raise --cohort, or lower --strategy.tolerate"
+        )
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
@@ -364,7 +370,7 @@ class _Call(NamedTuple):
         for attempt in range(sums.tries):
             cohort = self._cohort(attempt)
             rules = settings_of(sums, plan, self.carrier.session, self.number, attempt)
-            order = SecretOrder(plan, rules, attempt, self._jobs(cohort), self._checked)
+            order = SecretOrder(plan, rules, attempt, self._jobs(cohort), self._check(cohort))
             try:
                 with one_thread():
                     found, replies = self.carrier.secret_sum(order)
@@ -418,20 +424,21 @@ class _Call(NamedTuple):
 
     def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
         """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
-        jobs = self._jobs(cohort)
+        jobs, check = self._jobs(cohort), self._check(cohort)
         for job, reply in zip(jobs, self.carrier.visits(jobs), strict=True):
-            yield self._checked(job, reply)
+            yield check(job, reply)
 
-    def _checked(self, job: Job, reply: Reply | Failed) -> Reply | Rejected:
-        return checked(reply, self.form, job.weight, self.settings.max_norm)
+    def _check(self, cohort: list[int]) -> Callable[[Job, Reply | Failed], Reply | Rejected]:
+        door = Door(self.number, cohort, self.form, self.settings.max_norm)
+        return lambda job, reply: checked(reply, door, job)
 
 
-def checked(reply: Reply | Failed, form: Report, weight: float, max_norm: float) -> Reply | Rejected:
+def checked(reply: Reply | Failed, door: Door, job: Job) -> Reply | Rejected:
     """The reply if it may be used, or why not."""
     if isinstance(reply, Failed):
         return Rejected(str(reply))
     try:
-        validate(reply.report, form, max(1.0, weight), max_norm)
+        door.admit(job.client, reply.report, reply.round, job.weight)
     except Rejected as reason:
         return reason
     return reply
