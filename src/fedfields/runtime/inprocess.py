@@ -49,6 +49,7 @@ class Round(NamedTuple):
         received: what was broadcast.
         replies: accepted replies by client index.
         record: figures of the round, ready for ``metrics.jsonl``.
+        total: the sum of the reports, where the server saw nothing else of them but noise.
     """
 
     state: ServerState
@@ -56,6 +57,7 @@ class Round(NamedTuple):
     received: Memory
     replies: dict[int, Reply]
     record: dict
+    total: Report | None = None
 
 
 class Settings(NamedTuple):
@@ -183,11 +185,11 @@ def run_round(
         "bytes_up": found.bytes_up,
         "seconds": time.perf_counter() - started,
     }
-    return Round(found.state, memories, received, found.replies, record)
+    return Round(found.state, memories, received, found.replies, record, found.total)
 
 
 class _Found(NamedTuple):
-    """What came of a round's visits; the replies hold what the server saw of each report."""
+    """What came of a round's visits; the replies hold what the server saw of each report, ``total`` a secure sum."""
 
     state: ServerState
     cohort: list[int]
@@ -196,6 +198,7 @@ class _Found(NamedTuple):
     figures: dict
     bytes_up: int
     bytes_down: int = 0
+    total: Report | None = None
 
 
 class _Call(NamedTuple):
@@ -268,7 +271,8 @@ class _Call(NamedTuple):
             replies = {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
             dropped = [{"client": clients[i].name, "reason": reason} for i, reason in sorted(found.dropped.items())]
             more = {"scaled": found.scaled} | ({"abandoned": reasons} if reasons else {})
-            return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
+            traffic = found.bytes_up, found.bytes_down
+            return _Found(state, cohort, replies, dropped, figures | more, *traffic, found.total)
         raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
 
     @property
