@@ -1,4 +1,4 @@
-"""What a sum reveals: every attack on secure sums of 1, 2, 4, 8 and 16 owners' uploads.
+"""What a sum reveals: every attack on secure sums of 1, 2, 4, 8 and 16 owners' uploads (second-order methods: to 4).
 
     python benchmarks/sums.py --data DIR --out DIR [--quick] [--json]
 
@@ -50,6 +50,9 @@ QUICK = AuditSettings(clients=1, matching_steps=2, newton_products=3, polish_ste
 INNER_STEPS = 3
 SAME = 4
 """So many owners are attacked at every n up to this."""
+
+DEAR = ("maml", "fedmenf")
+"""Methods with second derivatives, whose visits take three times as long to simulate: no larger sums of these."""
 
 FIELD = Siren(width=64, depth=3)
 LOSS = FieldLoss(FIELD)
@@ -135,7 +138,7 @@ def parts(name: str, clients: list[Client], quick: bool) -> list[list[Client]]:
     if quick or name == "surrogate":
         return [clients[:1], clients[:4]]
     small = [clients[i : i + n] for n in COUNTS if n <= SAME for i in range(0, SAME, n)]
-    return small + [clients[:n] for n in COUNTS if n > SAME]
+    return small if name in DEAR else small + [clients[:n] for n in COUNTS if n > SAME]
 
 
 def measure(clients: list[Client], out: Path, quick: bool) -> list[dict]:
