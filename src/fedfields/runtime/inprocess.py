@@ -123,6 +123,7 @@ class Round(NamedTuple):
         received: what was broadcast.
         replies: accepted replies by client index.
         record: figures of the round, ready for ``metrics.jsonl``.
+        total: the sum of the reports, where the server saw nothing else of them but noise.
     """
 
     state: ServerState
@@ -130,6 +131,7 @@ class Round(NamedTuple):
     received: Memory
     replies: dict[int, Reply]
     record: dict
+    total: Report | None = None
 
 
 class Here:
@@ -305,11 +307,11 @@ def run_round(
         "bytes_up": found.bytes_up,
         "seconds": time.perf_counter() - started,
     }
-    return Round(found.state, memories, received, found.replies, record)
+    return Round(found.state, memories, received, found.replies, record, found.total)
 
 
 class _Found(NamedTuple):
-    """What came of a round's visits; the replies hold what the server saw of each report."""
+    """What came of a round's visits; the replies hold what the server saw of each report, ``total`` a secure sum."""
 
     state: ServerState
     cohort: list[int]
@@ -318,6 +320,7 @@ class _Found(NamedTuple):
     figures: dict
     bytes_up: int
     bytes_down: int = 0
+    total: Report | None = None
 
 
 class _Call(NamedTuple):
@@ -380,8 +383,8 @@ class _Call(NamedTuple):
                 refused += self._named(reason.dropped)
                 continue
             more = {"scaled": found.scaled} | ({"abandoned": reasons} if reasons else {})
-            dropped = self._named(found.dropped)
-            return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
+            dropped, traffic = self._named(found.dropped), (found.bytes_up, found.bytes_down)
+            return _Found(state, cohort, replies, dropped, figures | more, *traffic, found.total)
         raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
 
     def _named(self, dropped: dict[int, str]) -> list[dict[str, str]]:
