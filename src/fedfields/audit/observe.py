@@ -1,4 +1,4 @@
-"""What an honest-but-curious server saw of one client in one round, and how it is kept for a later audit."""
+"""What an honest-but-curious server saw of a client, or of a sum of clients, and how it is kept for a later audit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from fedfields.types import Params
 
 
 class Observation(NamedTuple):
-    """One upload as the server can work it out.
+    """One upload as the server can work it out, or the mean of several that it only saw as a secure sum.
 
     Attributes:
-        client: who sent it.
+        clients: who sent it; of a sum, all that are in it.
         round: in which round.
-        start: the broadcast weights theta that the client started from.
-        upload: the client's weights w as its report gives them away (clipped and noised if they were).
+        start: the broadcast weights theta that the clients started from.
+        upload: the client's weights w as its report gives them away (clipped and noised if they were); of a sum of n
+            clients, the mean of their weights, which is the sum over n.
     """
 
-    client: str
+    clients: tuple[str, ...]
     round: int
     start: Params
     upload: Params
@@ -39,7 +40,7 @@ def save_observations(path: Path, observations: Sequence[Observation]) -> None:
         flat |= {f"upload/{i}/{key}": leaf.contiguous().clone() for key, leaf in one.upload.items()}
     meta = {
         "round": str(first.round),
-        "clients": json.dumps([one.client for one in observations]),
+        "senders": json.dumps([one.clients for one in observations]),
         "keys": json.dumps(list(first.start)),
     }
     with writing(path) as temporary:
@@ -55,13 +56,16 @@ def load_observations(path: Path) -> list[Observation]:
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata()
-            keys, clients = json.loads(meta["keys"]), json.loads(meta["clients"])
+            keys, senders = json.loads(meta["keys"]), json.loads(meta["senders"])
             start = {key: file.get_tensor(f"start/{key}") for key in keys}
             return [
                 Observation(
-                    client, int(meta["round"]), start, {key: file.get_tensor(f"upload/{i}/{key}") for key in keys}
+                    tuple(clients),
+                    int(meta["round"]),
+                    start,
+                    {key: file.get_tensor(f"upload/{i}/{key}") for key in keys},
                 )
-                for i, client in enumerate(clients)
+                for i, clients in enumerate(senders)
             ]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as observations ({error}); run the experiment again") from error

@@ -1,4 +1,4 @@
-"""A shared field and one of each owner's own in the same space: DecentNeRF (Sandhu et al., arXiv 2403.13199, section 3).
+"""A shared field, and one of each owner's own in the same space: DecentNeRF (Sandhu et al., arXiv 2403.13199).
 
 The shared part is what travels and what anybody may render. The own part stays with its owner and takes what is only in
 that owner's photographs: people, bags, a passing car. Along a ray both absorb and both emit.

@@ -149,7 +149,18 @@ class Run:
         judged = [set(entry["views"]) for entry in self.rounds if mapping(entry.get("views"))]
         return len(set.intersection(*judged)) if judged else 0
 
-    # What one upload gives away.
+    # What one upload, or a sum of them, gives away.
+
+    @cached_property
+    def summed(self) -> bool:
+        """Whether reports were summed in secret, so that the sum of a round is all that the server has."""
+        privacy = mapping(self.manifest.get("experiment")).get("privacy")
+        return any(mapping(part).get("type") == "SecAgg" for part in (privacy if isinstance(privacy, list) else []))
+
+    @property
+    def attacked(self) -> str:
+        """What the attacks were on."""
+        return "the secure sum of a round" if self.summed else "one upload"
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:

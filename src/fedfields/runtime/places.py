@@ -195,7 +195,8 @@ def loss_for(experiment: Experiment) -> RadianceFieldLoss:
     Raises:
         UserError: a field of pictures, or a field without density of its own that should be marched.
     """
-    field, rays = experiment.field, experiment.rays
+    field: Any = experiment.field
+    rays = experiment.rays
     if isinstance(field, Siren | FourierMlp):
         raise UserError(
             f"{type(field).__name__} is a field of pictures; for a place choose field:hash-grid or field:nerf"
@@ -203,8 +204,13 @@ def loss_for(experiment: Experiment) -> RadianceFieldLoss:
     if isinstance(rays, Marching):
         if not isinstance(field, HashGrid):
             raise UserError(f"rays:marched needs field:hash-grid; with {type(field).__name__} choose rays:dense")
-        return MarchedLoss(field, rays)
-    return RadianceLoss(field, rays)
+        return MarchedLoss(_with_own_part(experiment), rays)
+    return RadianceLoss(_with_own_part(experiment), rays)
+
+
+def _with_own_part(experiment: Experiment) -> Any:
+    """The experiment's field, with a part of each owner's own if it has one."""
+    return experiment.field if experiment.personal is None else Joint(experiment.field, experiment.personal)
 
 
 class Viewer:
