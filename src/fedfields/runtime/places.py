@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from fedfields.adaptation import Adaptation, adapt
 from fedfields.config import Experiment
 from fedfields.errors import UserError
-from fedfields.fields import Factored, FourierMlp, HashGrid, Siren, expanded
+from fedfields.fields import Factored, FourierMlp, HashGrid, Joint, Siren, expanded
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
@@ -209,7 +209,13 @@ def loss_for(experiment: Experiment) -> RadianceFieldLoss:
 
 
 def _with_own_part(experiment: Experiment) -> Any:
-    """The experiment's field, with a part of each owner's own if it has one."""
+    """The experiment's field, with a part of each owner's own if it has one.
+
+    Raises:
+        UserError: low-rank weights cannot go with it.
+    """
+    if experiment.personal is not None and experiment.compression is not None:
+        raise UserError("low-rank weights do not go with a personal field yet; leave out one of them")
     return experiment.field if experiment.personal is None else Joint(experiment.field, experiment.personal)
 
 

@@ -98,6 +98,8 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     """
     if experiment.compression is not None:
         raise UserError("low-rank weights are for fields of places; for other data leave out compression:low-rank")
+    if experiment.personal is not None:
+        raise UserError("a personal field is for photographs of one place; for other data leave out personal:own-field")
     random = generator(experiment.seed, "init")
     if isinstance(experiment.data, Objects):
         loss = radiance_loss(experiment)
