@@ -5,20 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from fedfields.federation import Local, Method, expected, start_server
-from fedfields.fields import HashGrid, Joint, Nerf, Personal
+from fedfields.fields import HashGrid, Joint, Personal
 from fedfields.fields.personal import OWN
 from fedfields.losses import MarchedLoss, RadianceLoss
-from fedfields.objectives import Fit
-from fedfields.optim import Adam
-from fedfields.privacy import SecAgg
 from fedfields.rendering.compositing import composite
-from fedfields.rendering.marching import Marching
-from fedfields.rendering.rays import RenderSettings
-from fedfields.runtime.inprocess import Context, Settings, run_rounds
-from fedfields.runtime.pool import Pool
-from fedfields.strategies import Learned
-from tests.scenes.test_views import signal_of  # noqa: F401
 
 GRID = HashGrid(levels=2, log2_rows=6, coarsest=4, finest=8, width=8)
 SMALL = Personal(field=HashGrid(levels=2, log2_rows=5, coarsest=2, finest=4, width=8))
@@ -60,7 +50,9 @@ def test_along_a_ray_both_absorb_and_both_emit():
     s, c = GRID(shared, positions, directions)
     t, d = SMALL.field(mine, positions, directions)
     before = torch.cat([torch.zeros(1, dtype=torch.float64), ((s + t) * delta).cumsum(0)[:-1]])
-    seen = ((-before).exp()[:, None] * ((1 - (-s * delta).exp())[:, None] * c + (1 - (-t * delta).exp())[:, None] * d)).sum(0)
+    seen = (
+        (-before).exp()[:, None] * ((1 - (-s * delta).exp())[:, None] * c + (1 - (-t * delta).exp())[:, None] * d)
+    ).sum(0)
     density, colour = JOINT(params, positions, directions)
     starts = (torch.arange(count, dtype=torch.float64) * delta)[None]
     found = composite(density[None], colour[None], starts, starts + delta, "black").colour[0]

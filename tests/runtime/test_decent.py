@@ -1,0 +1,92 @@
+"""DecentNeRF on a ball: what each owner's own part does, and that nothing of it ever travels."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fedfields.errors import UserError
+from fedfields.federation import start_server
+from fedfields.fields import HashGrid, LowRank, Nerf, Personal
+from fedfields.fields.personal import OWN
+from fedfields.privacy import SecAgg
+from fedfields.rendering.rays import RenderSettings
+from fedfields.runtime.checkpoint import load, load_weights
+from fedfields.runtime.inprocess import run_rounds
+from fedfields.runtime.pool import Pool
+from fedfields.runtime.run import run, set_up
+from fedfields.scenes.data import Data
+from fedfields.scenes.scene import Scene
+from fedfields.strategies import Learned
+from tests.runtime.test_places import capture, experiment, same  # noqa: F401
+
+MINE = Personal(HashGrid(levels=2, log2_rows=6, coarsest=4, finest=8, width=8), after=0.3)
+
+
+def decent(capture, **changes):  # noqa: F811
+    data = Scene(capture, clients=3, tests=1)
+    return experiment(capture, **{"data": data, "cohort": 3, "personal": MINE, "strategy": Learned()} | changes)
+
+
+def test_own_parts_join_stay_at_home_and_are_all_different(capture, tmp_path):  # noqa: F811
+    setup = set_up(decent(capture, rounds=5)).begin(tmp_path, lambda what, done, total: None)
+    shared = set(setup.params)
+    method = setup.context.method
+    seen = []
+    with Pool(setup.context, 1) as pool:
+        for step in run_rounds(setup.context, setup.settings, start_server(method.strategy, setup.params), {}, pool):
+            trees = [
+                *step.received.values(),
+                *(tree for reply in step.replies.values() for tree in reply.report.values()),
+            ]
+            assert all(not key.startswith("own.") for tree in trees for key in tree)
+            assert step.received["params"].keys() == step.state.params.keys() == shared
+            seen.append({i: memory.get("own", {}) for i, memory in step.memories.items()})
+    grown = [bool(own[0]) for own in seen]
+    assert grown == [False, False, True, True, True]
+    assert all(key.startswith(OWN) for own in seen[-1].values() for key in own)
+    tables = [own[f"{OWN}table"] for own in seen[-1].values()]
+    assert not torch.equal(tables[0], tables[1])
+    assert not torch.equal(seen[2][0][f"{OWN}table"], tables[0])
+
+
+def test_what_is_published_is_the_shared_part(capture, tmp_path):  # noqa: F811
+    run(decent(capture, privacy=(SecAgg(),)), tmp_path / "run")
+    weights = load_weights(tmp_path / "run" / "model.safetensors")
+    assert weights.keys() == experiment(capture).field.init(torch.Generator()).keys()
+    kept = load(tmp_path / "run" / "checkpoints").memories
+    tables = [kept[i]["own"][f"{OWN}table"].numpy().tobytes()[:64] for i in range(3)]
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file() and "checkpoints" not in file.parts]
+    assert files and not any(table in file.read_bytes() for file in files for table in tables)
+
+
+def test_resuming_before_and_after_the_own_parts_join_changes_nothing(capture, tmp_path):  # noqa: F811
+    base = decent(capture, rounds=4, checkpoint_every=1)
+    base = dataclasses.replace(base, local=dataclasses.replace(base.local, final=1.0))
+    run(base, tmp_path / "whole")
+    for rounds in (1, 3):
+
+        def stop(record, total, rounds=rounds):
+            if record["round"] == rounds:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Exception, match="interrupted"):
+            run(base, tmp_path / f"cut{rounds}", on_round=stop)
+        run(base, tmp_path / f"cut{rounds}", resume=True)
+        whole, cut = (load_weights(tmp_path / name / "model.safetensors") for name in ("whole", f"cut{rounds}"))
+        assert same(whole, cut)
+
+
+def test_it_works_with_a_network_as_the_shared_part(capture, tmp_path):  # noqa: F811
+    dense = decent(capture, field=Nerf(width=16), rays=RenderSettings(samples=8), rounds=2)
+    summary = run(dataclasses.replace(dense, personal=dataclasses.replace(MINE, after=0.0)), tmp_path / "run")
+    assert summary["psnr"]["held_out"]["0"] > 0
+    kept = load(tmp_path / "run" / "checkpoints").memories
+    assert f"{OWN}table" in kept[0]["own"]
+
+
+def test_what_does_not_go_together_is_one_line(capture, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match="low-rank weights do not go with a personal field"):
+        run(decent(capture, compression=LowRank()), tmp_path / "a")
+    with pytest.raises(UserError, match="a personal field is for photographs of one place"):
+        run(decent(capture, data=Data()), tmp_path / "b")
