@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,8 @@ def writing(path: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
-        _flush(path.parent)
+        with suppress(OSError):  # Not every system lets a folder be flushed; the file is whole in any case.
+            _flush(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:

@@ -96,6 +96,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found in Linux's /proc")
 def test_killed_servers_and_workers_change_no_bit(pictures, tmp_path):  # noqa: F811
     """SIGKILL of the server, whose workers end with it; then, after resuming, of a worker, which is done without."""
     dice, out, words = random.Random(5), tmp_path / "run", ("--workers", 2)
