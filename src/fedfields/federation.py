@@ -7,7 +7,7 @@ called, or how messages travel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -270,7 +270,9 @@ def prepare(privacy: Sequence[Transform], client: Client, *, seed: int) -> Clien
     return client
 
 
-def sample_cohort(clients: int, size: int, *, source: Source, poisson: bool = False) -> list[int]:
+def sample_cohort(
+    clients: int, size: int, *, source: Source, poisson: bool = False, online: Collection[int] | None = None
+) -> list[int]:
     """Indices of the round's clients in ascending order (the order of the sum).
 
     Args:
@@ -278,14 +280,17 @@ def sample_cohort(clients: int, size: int, *, source: Source, poisson: bool = Fa
         size: M; without replacement all of them if there are fewer.
         source: of the draw.
         poisson: everybody comes with probability M / N, whoever else does, so that M is only the expected number.
+        online: who can be reached; everybody by default. The draw is the same, and others are passed over.
     """
+    online = range(clients) if online is None else online
     if poisson:
-        return (uniform(clients, source) < size / clients).nonzero().flatten().tolist()
+        drawn = (uniform(clients, source) < size / clients).nonzero().flatten().tolist()
+        return [i for i in drawn if i in online]
     if isinstance(source, Secure):
         order = source.uniform(clients).argsort()
     else:
         order = torch.randperm(clients, generator=source)
-    return sorted(order[: min(size, clients)].tolist())
+    return sorted([i for i in order.tolist() if i in online][:size])
 
 
 def expected(method: Method, params: Params) -> Report:

@@ -20,7 +20,7 @@ from fedfields.runtime import inprocess
 from fedfields.runtime.inprocess import AllFailed, Context, Settings, expected, run_rounds, train
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import load_experiment, run
-from fedfields.runtime.secure import encoding, settings_of, sum_reports
+from fedfields.runtime.secure import encoding, session_of, settings_of, sum_reports
 from fedfields.seeds import generator
 from fedfields.strategies import FedAvg, FedNova
 from tests.helpers import LOSS, clients_of, params_of
@@ -65,7 +65,7 @@ def test_the_sum_is_the_integer_sum_of_the_reports(bits):
         }
         for _ in range(5)
     ]
-    seed, rules = 7, settings_of(privacy, plan, 7, 1, 0)
+    seed, rules = 7, settings_of(privacy, plan, session_of(7), 1, 0)
     found = sum_reports(plan, rules, range(5), lambda: iter(sent), seed)
     vectors = [plan.encode(one, generator(seed, "round", rules.round, i)).vector for i, one in enumerate(sent)]
     total = sum(vector.astype(object) for vector in vectors)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fedfields import tree
 from fedfields.errors import UserError
@@ -29,7 +29,77 @@ from fedfields.seeds import generator
 from fedfields.types import Client, Loss, Memory, Params, Report
 
 if TYPE_CHECKING:
+    from fedfields.privacy.secure import FixedPoint
+    from fedfields.privacy.secure import Settings as SecretSettings
     from fedfields.privacy.sources import Source
+    from fedfields.runtime.secure import Summed
+
+
+class Job(NamedTuple):
+    """A client's visit as the server orders it.
+
+    Attributes:
+        client: its index.
+        received: what is broadcast.
+        memory: what the client kept, as far as the server of a simulation keeps it for the client.
+        seed: of the run.
+        number: of the round.
+        weight: of the client in the sum.
+        share: N / (R E M), see :class:`fedfields.types.Visit`.
+        progress: share of the run that is over.
+        secret: noise comes from the client's own entropy.
+    """
+
+    client: int
+    received: Memory
+    memory: Memory
+    seed: int
+    number: int
+    weight: float
+    share: float
+    progress: float
+    secret: bool
+
+
+class Carrier(Protocol):
+    """Reaches the clients: in this process, in worker processes, or on other machines."""
+
+    session: bytes
+    """Of secure sums, 16 bytes."""
+
+    def online(self, number: int) -> Collection[int] | None:
+        """Who can be asked to take part in this round; None for everybody."""
+        ...
+
+    def visits(self, jobs: Sequence[Job]) -> Iterator[Reply | Failed]:
+        """What came of each visit, in order."""
+        ...
+
+    def secret_sum(self, order: SecretOrder) -> tuple[Summed, dict[int, Reply]]:
+        """The sum of the visits' reports, and the replies without them.
+
+        Raises:
+            Abandoned: too few clients are left.
+        """
+        ...
+
+
+class SecretOrder(NamedTuple):
+    """The visits of a round whose reports only travel masked.
+
+    Attributes:
+        plan: the encoding of reports.
+        rules: of the round.
+        attempt: which cohort of the round this is, from 0.
+        jobs: the visits.
+        check: an honest client's look at its own reply: the same, or why it drops out.
+    """
+
+    plan: FixedPoint
+    rules: SecretSettings
+    attempt: int
+    jobs: Sequence[Job]
+    check: Callable[[Job, Reply | Failed], Reply | Rejected]
 
 
 class Context(NamedTuple):
@@ -56,6 +126,40 @@ class Round(NamedTuple):
     received: Memory
     replies: dict[int, Reply]
     record: dict
+
+
+class Here:
+    """The carrier of a simulation: visits in this process or in the pool's, secure sums in this one."""
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        from fedfields.runtime.secure import session_of
+
+        self._pool, self._seed, self.session = pool, seed, session_of(seed)
+
+    def online(self, number: int) -> None:
+        """Everybody is."""
+
+    def visits(self, jobs: Sequence[Job]) -> Iterator[Reply | Failed]:
+        """The jobs' replies."""
+        return self._pool.map(visit_job, jobs)
+
+    def secret_sum(self, order: SecretOrder) -> tuple[Summed, dict[int, Reply]]:
+        """The protocol with everybody's half of it here."""
+        from fedfields.runtime.secure import sum_reports
+
+        replies: dict[int, Reply] = {}
+
+        def reports() -> Iterator[Report | str]:
+            for job, reply in zip(order.jobs, self.visits(order.jobs), strict=True):
+                checked = order.check(job, reply)
+                if isinstance(checked, Rejected):
+                    yield str(checked)
+                else:
+                    replies[job.client] = checked
+                    yield checked.report
+
+        found = sum_reports(order.plan, order.rules, [job.client for job in order.jobs], reports, self._seed)
+        return found, {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
 
 
 class Settings(NamedTuple):
@@ -136,17 +240,22 @@ def run_rounds(
     settings: Settings,
     state: ServerState,
     memories: dict[int, Memory],
-    pool: Pool,
+    carrier: Carrier | Pool,
     spent: float = 0.0,
 ) -> Iterator[Round]:
-    """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before."""
+    """Yields every round after ``state.round`` until training is over; ``spent`` seconds went before.
+
+    A pool stands for the clients of a simulation.
+    """
+    if isinstance(carrier, Pool):
+        carrier = Here(carrier, settings.seed)
     equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
     if not equal and any(part.uniform_weights for part in context.method.privacy):
         raise ValueError("noise hides a client only among equals: give every client the weight 1")
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
-        step = run_round(context, settings, state, memories, initial, form, pool, progress)
+        step = run_round(context, settings, state, memories, initial, form, carrier, progress)
         state, memories, spent = step.state, step.memories, spent + step.record["seconds"]
         yield step
 
@@ -158,14 +267,14 @@ def run_round(
     memories: dict[int, Memory],
     initial: Memory,
     form: Report,
-    pool: Pool,
+    carrier: Carrier,
     progress: float = 0.0,
 ) -> Round:
     """One round: broadcast, visits, checks, sum, step. A client that fails is dropped, counted and named."""
     started = time.perf_counter()
     method, clients, number = context.method, context.clients, state.round + 1
     received = broadcast(method, state)
-    call = _Call(context, settings, received, memories, initial, form, pool, number, progress)
+    call = _Call(context, settings, received, memories, initial, form, carrier, number, progress)
     if method.sums is None:
         found = call.openly(state)
     else:
@@ -207,7 +316,7 @@ class _Call(NamedTuple):
     memories: dict[int, Memory]
     initial: Memory
     form: Report
-    pool: Pool
+    carrier: Carrier
     number: int
     progress: float
 
@@ -238,7 +347,7 @@ class _Call(NamedTuple):
     def secretly(self, state: ServerState, sums: SecAgg) -> _Found:
         """The server sees masked reports and learns their sum; if too few are left, another cohort is tried."""
         from fedfields.privacy.secure import Abandoned
-        from fedfields.runtime.secure import encoding, settings_of, sum_reports
+        from fedfields.runtime.secure import encoding, settings_of
 
         method, clients = self.context.method, self.context.clients
         size, refused, reasons = self._size, [], []
@@ -246,30 +355,25 @@ class _Call(NamedTuple):
             raise UserError(f"sec-agg sums at least {sums.minimum} reports, and there are only {size} clients")
         plan = encoding(sums, self.form, size)
         for attempt in range(sums.tries):
-            cohort, replies = self._cohort(attempt), {}
-
-            def reports(cohort: list[int] = cohort, replies: dict[int, Reply] = replies) -> Iterator[Report | str]:
-                for i, reply in zip(cohort, self._visits(cohort), strict=True):
-                    if isinstance(reply, Rejected):
-                        refused.append({"client": clients[i].name, "reason": str(reply)})
-                        yield str(reply)
-                    else:
-                        replies[i] = reply
-                        yield reply.report
-
-            rules = settings_of(sums, plan, self.settings.seed, self.number, attempt)
+            cohort = self._cohort(attempt)
+            rules = settings_of(sums, plan, self.carrier.session, self.number, attempt)
+            order = SecretOrder(plan, rules, attempt, self._jobs(cohort), self._checked)
             try:
                 with one_thread():
-                    found = sum_reports(plan, rules, cohort, reports, self.settings.seed)
+                    found, replies = self.carrier.secret_sum(order)
                     state, figures = settle(method, state, found.total, len(clients), cohort=size, source=self._noise)
             except Abandoned as reason:
                 reasons.append(str(reason))
+                refused += self._named(reason.dropped)
                 continue
-            replies = {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
-            dropped = [{"client": clients[i].name, "reason": reason} for i, reason in sorted(found.dropped.items())]
             more = {"scaled": found.scaled} | ({"abandoned": reasons} if reasons else {})
+            dropped = self._named(found.dropped)
             return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
         raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
+
+    def _named(self, dropped: dict[int, str]) -> list[dict[str, str]]:
+        """Who dropped out, and why."""
+        return [{"client": self.context.clients[i].name, "reason": reason} for i, reason in sorted(dropped.items())]
 
     @property
     def _size(self) -> int:
@@ -283,15 +387,15 @@ class _Call(NamedTuple):
 
     def _cohort(self, attempt: int) -> list[int]:
         path = ("cohort", self.number, attempt) if attempt else ("cohort", self.number)
-        source = self.settings.source(*path)
-        return sample_cohort(len(self.context.clients), self._size, source=source, poisson=self.settings.poisson)
+        source, poisson = self.settings.source(*path), self.settings.poisson
+        online = self.carrier.online(self.number)
+        return sample_cohort(len(self.context.clients), self._size, source=source, poisson=poisson, online=online)
 
-    def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
-        """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
+    def _jobs(self, cohort: list[int]) -> list[Job]:
         settings, clients = self.settings, len(self.context.clients)
         steps = self.context.method.local.steps * settings.rounds * self._size
-        jobs = [
-            (
+        return [
+            Job(
                 i,
                 self.received,
                 self.memories.get(i, self.initial),
@@ -304,15 +408,26 @@ class _Call(NamedTuple):
             )
             for i in cohort
         ]
-        for i, reply in zip(cohort, self.pool.map(visit_job, jobs), strict=True):
-            try:
-                if isinstance(reply, Failed):
-                    raise Rejected(str(reply))
-                validate(reply.report, self.form, max(1.0, _weight(settings, i)), settings.max_norm)
-            except Rejected as reason:
-                yield reason
-            else:
-                yield reply
+
+    def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
+        """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
+        jobs = self._jobs(cohort)
+        for job, reply in zip(jobs, self.carrier.visits(jobs), strict=True):
+            yield self._checked(job, reply)
+
+    def _checked(self, job: Job, reply: Reply | Failed) -> Reply | Rejected:
+        return checked(reply, self.form, job.weight, self.settings.max_norm)
+
+
+def checked(reply: Reply | Failed, form: Report, weight: float, max_norm: float) -> Reply | Rejected:
+    """The reply if it may be used, or why not."""
+    if isinstance(reply, Failed):
+        return Rejected(str(reply))
+    try:
+        validate(reply.report, form, max(1.0, weight), max_norm)
+    except Rejected as reason:
+        return reason
+    return reply
 
 
 def visit_job(

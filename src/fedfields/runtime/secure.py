@@ -1,16 +1,16 @@
-"""Rounds of secure sums in one process: the same state machines that go between machines, and messages as bytes."""
+"""Rounds of secure sums: what every runtime asks of server and clients, and a round whose clients are all here."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from fedfields.privacy.base import PUBLIC
-from fedfields.privacy.secure import Client, FixedPoint, Refused, Server, Settings
+from fedfields.privacy.secure import Abandoned, Client, FixedPoint, Refused, Server, Settings
 from fedfields.privacy.secure.protocol import HEADER
 from fedfields.privacy.sums import SecAgg
 from fedfields.seeds import generator
@@ -48,14 +48,63 @@ def encoding(privacy: SecAgg, form: Report, cohort: int) -> FixedPoint:
     return FixedPoint.of(form, limits, cohort, privacy.bits)
 
 
-def settings_of(privacy: SecAgg, plan: FixedPoint, seed: int, round: int, attempt: int) -> Settings:
+def session_of(seed: int) -> bytes:
+    """The session of a simulation: 16 bytes."""
+    return hashlib.sha256(f"fedfields run {seed}".encode()).digest()[:16]
+
+
+def settings_of(privacy: SecAgg, plan: FixedPoint, session: bytes, round: int, attempt: int) -> Settings:
     """The settings of a round's attempt, which everybody makes from the configuration."""
-    session = hashlib.sha256(f"fedfields run {seed}".encode()).digest()[:16]
     complete = 2 * (plan.clients // 2)
     degree = min(privacy.neighbours, complete) if privacy.neighbours else complete
     least = degree // 2 + 1
     threshold = min(max(math.ceil(privacy.threshold * degree), least), degree, plan.clients - 1)
     return plan.settings(session, (round << 8) | attempt, privacy.minimum, degree, threshold)
+
+
+STEPS = ("advertise", "share", "masked", "agree", "unmask")
+"""What a client is asked in a round, in this order; each is a method of the protocol's client."""
+
+Answer = bytes | bytearray | Refused
+"""A client's message, or why there is none."""
+
+Ask = Callable[[str, dict[int, bytes]], Iterable[tuple[int, Answer]]]
+"""Puts a step to clients, each with its letter from the server, and gives the answers as they come."""
+
+
+def play(plan: FixedPoint, settings: Settings, cohort: Iterable[int], ask: Ask) -> Summed:
+    """The server's side of a round, wherever the clients are.
+
+    Args:
+        plan: the encoding of reports.
+        settings: of the round.
+        cohort: numbers of the clients that are asked.
+        ask: reaches them.
+
+    Raises:
+        Abandoned: too few clients are left; its ``dropped`` says why each of the others is not.
+    """
+    server, dropped, seen = Server(settings), dict[int, str](), dict[int, Report]()
+    letters, up, down = dict.fromkeys(cohort, b""), 0, 0
+    try:
+        for step in STEPS:
+            for number, answer in ask(step, letters):
+                if isinstance(answer, Refused):
+                    dropped[number] = str(answer)
+                    continue
+                up += len(answer)
+                if step == "masked" and len(answer) == HEADER.size + plan.length * plan.dtype.itemsize:
+                    seen[number] = _read(plan, answer)
+                if (reason := server.receive(number, answer)) is not None:
+                    dropped[number] = f"its message was {reason}"
+            if step != STEPS[-1]:
+                letters = server.advance()
+                down += sum(len(letter) for letter in letters.values())
+        vector, chosen = server.finish()
+    except Abandoned as reason:
+        reason.dropped = dropped
+        raise
+    return Summed(plan.decode(vector, len(chosen)), chosen, seen, dropped, up, down, 0)
 
 
 def sum_reports(
@@ -65,7 +114,7 @@ def sum_reports(
     reports: Callable[[], Iterable[Report | str]],
     seed: int,
 ) -> Summed:
-    """Plays a round.
+    """Plays a round with clients in this process.
 
     Args:
         plan: the encoding of reports.
@@ -78,68 +127,45 @@ def sum_reports(
     Raises:
         Abandoned: too few clients are left.
     """
-    server, clients = Server(settings), {number: Client(settings, number) for number in cohort}
-    post = _Post(server)
-    post.collect({number: client.advertise for number, client in clients.items()})
-    letters = post.deliver()
-    post.collect({number: _call(clients[number].share, letter) for number, letter in letters.items()})
-    letters, seen, scaled = post.deliver(), {}, 0
-    for number, report in zip(clients, reports(), strict=True):
-        if number not in letters:
-            continue
-        try:
-            if isinstance(report, str):
-                raise Refused(report)
-            encoded = plan.encode(report, generator(seed, "round", settings.round, number))
-            message = clients[number].masked(letters[number], encoded.vector)
-        except Refused as refusal:
-            post.dropped[number] = str(refusal)
-            continue
-        scaled += encoded.factor < 1
-        seen[number] = _read(plan, message)
-        post.take(number, message)
-    letters = post.deliver()
-    post.collect({number: _call(clients[number].agree, letter) for number, letter in letters.items()})
-    letters = post.deliver()
-    post.collect({number: _call(clients[number].unmask, letter) for number, letter in letters.items()})
-    vector, chosen = server.finish()
-    return Summed(plan.decode(vector, len(chosen)), chosen, seen, post.dropped, post.up, post.down, scaled)
+    clients, scaled = {number: Client(settings, number) for number in cohort}, 0
 
-
-class _Post:
-    """Carries messages and counts their bytes."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.up = self.down = 0
-        self.dropped: dict[int, str] = {}
-
-    def collect(self, answers: dict[int, Callable[[], bytes | bytearray]]) -> None:
-        """Everybody's message of one stage."""
-        for number, answer in answers.items():
+    def ask(step: str, letters: dict[int, bytes]) -> Iterator[tuple[int, Answer]]:
+        nonlocal scaled
+        given = iter(reports()) if step == "masked" else None
+        for number in clients:
+            report = next(given) if given else ""
+            if number not in letters:
+                continue
             try:
-                self.take(number, answer())
+                if given is None:
+                    yield number, answer(clients[number], step, letters[number])
+                else:
+                    message, shrunk = masked(clients[number], plan, letters[number], report, seed)
+                    scaled += shrunk
+                    yield number, message
             except Refused as refusal:
-                self.dropped[number] = str(refusal)
+                yield number, refusal
 
-    def take(self, number: int, message: bytes | bytearray) -> None:
-        """One message."""
-        self.up += len(message)
-        reason = self.server.receive(number, message)
-        if reason is not None:
-            self.dropped[number] = f"its message was {reason}"
-
-    def deliver(self) -> dict[int, bytes]:
-        """The server's answers to a stage."""
-        letters = self.server.advance()
-        self.down += sum(len(letter) for letter in letters.values())
-        return letters
+    return play(plan, settings, clients, ask)._replace(scaled=scaled)
 
 
-def _call(method: Callable[[bytes], bytes], letter: bytes) -> Callable[[], bytes]:
-    return lambda: method(letter)
+def answer(client: Client, step: str, letter: bytes) -> bytes:
+    """A client's message of any step but "masked"."""
+    return client.advertise() if step == "advertise" else getattr(client, step)(letter)
 
 
-def _read(plan: FixedPoint, message: bytearray) -> Report:
+def masked(client: Client, plan: FixedPoint, letter: bytes, report: Report | str, seed: int) -> tuple[bytearray, bool]:
+    """A client's report under its masks, and whether it had to be scaled down to fit.
+
+    Raises:
+        Refused: there is no report, but words why, or the client refuses the round.
+    """
+    if isinstance(report, str):
+        raise Refused(report)
+    encoded = plan.encode(report, generator(seed, "round", client.settings.round, client.number))
+    return client.masked(letter, encoded.vector), encoded.factor < 1
+
+
+def _read(plan: FixedPoint, message: bytes | bytearray) -> Report:
     """A masked report as if it were none: what a curious server has of one client."""
     return plan.read(np.frombuffer(message, plan.dtype, offset=HEADER.size))

@@ -14,4 +14,11 @@ class Refused(UserError):
 
 
 class Abandoned(UserError):
-    """The server gives the round up: no sum can be, or may be, computed. A new cohort may try again."""
+    """The server gives the round up: no sum can be, or may be, computed. A new cohort may try again.
+
+    ``dropped`` says why clients had dropped out, as far as a runtime wrote it down.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.dropped: dict[int, str] = {}
