@@ -28,6 +28,6 @@ def test_readers_never_crash_hang_or_balloon(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert sum(one.get("refused", 0) for one in found.values()) > 10 * CASES
     for name, one in found.items():
-        small = ("90 MB", "99 megapixels", "two million points", "behind a small clip", "leave the folder")
+        used = ("90 MB", "99 megapixels", "two million points", "behind a small clip", "leave the folder")
         if ": " in name:
-            assert one.keys() & {"used", "refused"} == ({"used"} if name.endswith(small) else {"refused"}), name
+            assert one.keys() & {"used", "refused"} == ({"used"} if name.endswith(used) else {"refused"}), name

@@ -75,7 +75,7 @@ def rounds_over(out):
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=200):
     """Whether it came true in time."""
     until = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < until:

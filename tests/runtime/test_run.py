@@ -279,6 +279,16 @@ def test_an_experiment_of_unknown_kind_is_refused():
         from_json({"type": "Popen", "args": "id"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", "5"), ("cohort", 2.5), ("seed", None), ("seconds", True), ("weighting", "most"), ("privacy", [3]),
+     ("field", {"type": "Sgd"}), ("delta", 10**400)],
+)  # fmt: skip
+def test_a_setting_of_the_wrong_type_is_refused(name, value):
+    with pytest.raises(UserError, match=f"cannot be read: .*{name}"):
+        from_json(to_json(preset("maml")) | {name: value})
+
+
 def test_flags_reach_the_experiment(pictures, tmp_path, capsys):
     arguments = [
         "run",

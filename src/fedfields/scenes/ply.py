@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,10 @@ def _rows(body: bytes, order: str, count: int, kind: np.dtype) -> np.ndarray:
 
     if order != "ascii":
         return np.frombuffer(body, kind, count)
-    lines = io.StringIO(body.decode("ascii", "replace"))
-    rows = np.loadtxt(lines, kind, comments=None, max_rows=count, ndmin=1) if count else np.empty(0, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # That there is nothing to read: it is said below.
+        lines = io.StringIO(body.decode("ascii", "replace"))
+        rows = np.loadtxt(lines, kind, comments=None, max_rows=count, ndmin=1)
     if len(rows) < count:
         raise ValueError("too few lines")
     return rows
