@@ -107,7 +107,8 @@ def test_killed_servers_and_workers_change_no_bit(pictures, tmp_path):  # noqa: 
         time.sleep(dice.uniform(0, 0.3))
         workers = workers_of(process) if process.poll() is None else []
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()  # Not read to its end: workers that live on would hold it open.
         assert wait_for(lambda workers=workers: not any(map(alive, workers)), 20), "workers outlive their server"
         kept = existing(out / "checkpoints")
         assert rounds_over(out) - int(kept[-1].stem.removeprefix("round-")) <= 1
