@@ -1,4 +1,5 @@
-"""The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``.
+"""The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``, and
+``keys | serve | join`` for runs between machines.
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -12,7 +13,7 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from fedfields.errors import UserError
 
 T = TypeVar("T")
+OutputT = TypeVar("OutputT", bound="Output")
 
 USAGE = """\
 fedfields: federated learning of neural fields
@@ -33,6 +35,9 @@ fedfields: federated learning of neural fields
   fedfields view RUN              walk around it in the browser
   fedfields photos DIR            cameras for a folder of your own photos, to run on
   fedfields check DIR             what would be used of a folder, and what is wrong with the rest
+  fedfields keys owner NAME       keys for a run between machines (keys server: a certificate)
+  fedfields serve EXPERIMENT      run with real owners, who join from their own machines
+  fedfields join HOST --data DIR  take part in such a run; your data stays here
   fedfields presets               the presets and every part that has a name
   fedfields demo                  photographs, four methods, one table (a few minutes)
 
@@ -95,15 +100,30 @@ class Output:
 
 
 def _run(arguments: list[str]) -> int:
+    output, experiment, name = _experiment(arguments, Output(), "run", _RUN_HELP)
+    from fedfields.runtime.run import default_folder
+
+    return _train(experiment, output.out or default_folder(name), name, output)
+
+
+def _experiment(arguments: list[str], default: OutputT, command: str, about: str) -> tuple[OutputT, Any, str]:
+    """The command's own settings, the experiment that a line describes, and its preset's name.
+
+    A word that ends in .toml is a file with such a line: preset, parts and settings; what the line says comes after it.
+    """
     from fedfields.config import AXES, PRESETS, choose, preset
 
     words, flags = _split(arguments)
+    files = [word for word in words if word.endswith(".toml")]
+    if files:
+        more, settings = _from_toml(files)
+        words, flags = [*more, *(word for word in words if word not in files)], settings | flags
     names = [word for word in words if ":" not in word]
     if not names and not flags.keys() & {"--resume", "--help"}:
         raise UserError(f"which preset? choose from {', '.join(PRESETS)} (fedfields presets explains them)")
     if len(names) > 1:
         raise UserError(f"one preset at a time, found {' and '.join(names)}; choose parts as axis:name")
-    output, rest = _parse_some(Output, Output(), flags)
+    output, rest = _parse_some(type(default), default, flags)
     for axis in AXES:
         if f"--{axis}" in rest:
             raise UserError(
@@ -120,13 +140,45 @@ def _run(arguments: list[str]) -> int:
         experiment = preset(name)
     for word in words:
         axis, colon, member = word.partition(":")
-        if colon:
+        if colon and not (output.resume and files):
             experiment = choose(experiment, axis, member)
-    experiment = _parse(type(experiment), experiment, rest, f"fedfields run {name}", _RUN_HELP)
+    return output, _parse(type(experiment), experiment, rest, f"fedfields {command} {name}", about), name
 
-    from fedfields.runtime.run import default_folder
 
-    return _train(experiment, output.out or default_folder(name), name, output)
+def _from_toml(files: list[str]) -> tuple[list[str], Flags]:
+    """Words and flags of an experiment's file: ``preset``, ``parts``, and settings, nested or with dots.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    import tomllib
+
+    if len(files) > 1:
+        raise UserError(f"one experiment at a time, found {' and '.join(files)}")
+    path = Path(files[0])
+    try:
+        with path.open("rb") as file:
+            text = file.read(1 << 20)
+        found = tomllib.loads(text.decode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no TOML file: {error}") from error
+    name, parts = found.pop("preset", None), found.pop("parts", [])
+    if not isinstance(name, str) or not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise UserError(f'{path} needs a line preset = "NAME", and may have parts = ["axis:name", ...]')
+    return [name, *parts], dict(_toml_flags(found, path))
+
+
+def _toml_flags(table: dict[str, Any], path: Path, prefix: str = "--") -> Iterator[tuple[str, str | None]]:
+    for key, value in table.items():
+        name = prefix + key.replace("_", "-")
+        if isinstance(value, dict):
+            yield from _toml_flags(value, path, f"{name}.")
+        elif isinstance(value, bool | int | float | str):
+            yield name, str(value).lower() if isinstance(value, bool) else str(value)
+        else:
+            raise UserError(f"{path}: {key} is {type(value).__name__}; settings are numbers, texts, true or false")
 
 
 _RUN_HELP = """Train a preset where the data lies, judge quality and privacy, write a run folder with a report.
@@ -480,6 +532,189 @@ def _demo(arguments: list[str]) -> int:
     return demo(settings.out, settings.seed)
 
 
+# --- keys, serve, join --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeysFlags:
+    """Where keys go, and what the server's certificate is for."""
+
+    out: Path = Path()
+    """Folder for the files; here by default."""
+
+    host: str = ""
+    """Names and addresses by which owners reach the server, with commas between them; for keys server."""
+
+
+def _keys(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    settings = _parse(KeysFlags, KeysFlags(), flags, "fedfields keys owner NAME | fedfields keys server", _KEYS_HELP)
+    if words[:1] not in (["owner"], ["server"]) or len(words) != (2 if words[0] == "owner" else 1):
+        raise UserError("say fedfields keys owner NAME, or fedfields keys server --host NAME[,NAME ...]")
+    from fedfields.runtime import keys
+    from fedfields.terminal import console
+
+    if words[0] == "owner":
+        key, public = keys.make_owner(words[1], settings.out)
+        console.print(f"{key}: keep it to yourself, it is you", soft_wrap=True, markup=False)
+        console.print(f"{public}: give it to whoever runs the server", soft_wrap=True, markup=False)
+        return 0
+    hosts = [host.strip() for host in settings.host.split(",") if host.strip()]
+    ca, certificate, key = keys.make_server(hosts, settings.out)
+    console.print(f"{ca}: give it to every owner", soft_wrap=True, markup=False)
+    console.print(f"{certificate}, {key}: for fedfields serve --keys {settings.out}", soft_wrap=True, markup=False)
+    return 0
+
+
+_KEYS_HELP = """Keys for a run between machines.
+fedfields keys owner NAME makes NAME.key, which stays with you, and NAME.pub, which the server's side needs.
+fedfields keys server --host museum.example.org makes the server's certificate, and ca.crt for the owners."""
+
+
+@dataclass(frozen=True)
+class ServeFlags(Output):
+    """Where the result goes, and how the owners get in."""
+
+    owners: Path = Path("owners")
+    """Folder with the .pub file of every owner; nobody else is let in."""
+
+    keys: Path = Path()
+    """Folder with server.crt and server.key, made by fedfields keys server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on: this machine only, unless told otherwise; 0.0.0.0 for all."""
+
+    port: int = 8443
+    """Port to listen on."""
+
+    deadline: float = 600.0
+    """Seconds that a round waits for replies, and for enough owners to be there."""
+
+    least: int = 1
+    """Fewest owners with which a round begins."""
+
+    plain: bool = False
+    """Speak plain HTTP; only on this machine, to try things out."""
+
+
+def _serve(arguments: list[str]) -> int:
+    settings, experiment, name = _experiment(arguments, ServeFlags(), "serve", _SERVE_HELP)
+    _check_installed("serve")
+    from fedfields.runtime.engine import Tls
+    from fedfields.runtime.flower import Rules
+    from fedfields.runtime.keys import load_roster
+    from fedfields.runtime.run import Interrupted, default_folder
+    from fedfields.runtime.serve import Door, Serving, serve
+    from fedfields.terminal import console, serving, warn
+
+    _check_plain(settings.plain, settings.host)
+    tls = None if settings.plain else Tls(settings.keys / "server.crt", settings.keys / "server.key")
+    for file in tls or ():
+        if not file.is_file():
+            raise UserError(f"{file} is missing; make it with: fedfields keys server --host NAME --out {settings.keys}")
+    folder, door = settings.out or default_folder(name), Door(settings.host, settings.port, tls)
+    with serving(name) as (on_round, tell):
+        hall = Serving(load_roster(settings.owners), door, Rules(settings.deadline, settings.least), tell)
+        try:
+            serve(experiment, folder, hall, name=name, resume=settings.resume, on_round=on_round, warn=warn)
+        except Interrupted:
+            _complain(f"interrupted; go on with: fedfields serve --resume --out {folder} and the same flags")
+            return 130
+    console.print(f"{folder / 'model.safetensors'}: the field; owners have it, too", soft_wrap=True, markup=False)
+    if settings.report:
+        from fedfields.report import write_report
+
+        console.print(f"report: {write_report([folder], folder / 'report.html')}", soft_wrap=True)
+    return 0
+
+
+_SERVE_HELP = """Run an experiment with real owners, who use fedfields join. EXPERIMENT is a preset or a .toml file.
+--owners, --keys, --host, --port, --deadline and --least say who may come and how; the rest is as for fedfields run."""
+
+
+@dataclass(frozen=True)
+class JoinFlags:
+    """Who you are, where your data is, and what you insist on."""
+
+    data: Path | None = None
+    """Folder with your pictures, clips, objects or capture; none of them leaves this machine."""
+
+    key: Path | None = None
+    """Your .key file, made by fedfields keys owner."""
+
+    ca: Path = Path("ca.crt")
+    """The certificate file that whoever runs the server gave you."""
+
+    out: Path | None = None
+    """Folder for memory, log and result; fedfields-NAME here by default."""
+
+    require: str = ""
+    """Protections without which you send nothing, with commas between them, such as sec-agg."""
+
+    owners: Path | None = None
+    """Folder with the .pub files of the others, got from them and not from the server: secure sums are then made with
+    them only, and a server cannot make up the other owners."""
+
+    patience: float = 600.0
+    """Seconds for which an unreachable server is tried again."""
+
+    plain: bool = False
+    """Speak plain HTTP; only on this machine, to try things out."""
+
+
+def _join(arguments: list[str]) -> int:
+    words, flags = _split(arguments)
+    settings = _parse(JoinFlags, JoinFlags(), flags, "fedfields join HOST", _JOIN_HELP)
+    if len(words) != 1:
+        raise UserError(f"fedfields join needs one HOST or HOST:PORT, found {len(words)}")
+    if settings.data is None or settings.key is None:
+        raise UserError("fedfields join needs --data DIR, your data, and --key NAME.key, your key")
+    _check_installed("join")
+    from fedfields.config import PRIVACY, nearest
+    from fedfields.runtime.join import Visit, join
+    from fedfields.runtime.keys import load_owner, load_roster
+    from fedfields.runtime.owner import Owner, Policy
+    from fedfields.terminal import console, said
+
+    require = tuple(name.strip() for name in settings.require.split(",") if name.strip())
+    for name in require:
+        if name not in PRIVACY:
+            raise UserError(f"there is no protection '{name}'; {nearest(name, PRIVACY)}")
+    address = words[0] if re.search(r":\d+$", words[0]) else f"{words[0]}:8443"
+    _check_plain(settings.plain, address.rsplit(":", 1)[0])
+    if not settings.data.exists():
+        raise UserError(f"{settings.data} does not exist; --data names the folder with your data")
+    try:
+        certificate = None if settings.plain else settings.ca.read_bytes()
+    except OSError as error:
+        raise UserError(f"{settings.ca} cannot be read ({error.strerror}); --ca names the server's ca.crt") from error
+    key = load_owner(settings.key)
+    folder = settings.out or Path(f"fedfields-{key.name}")
+    policy = Policy(require, None if settings.owners is None else load_roster(settings.owners))
+    owner = Owner(settings.data, key, folder, policy, said)
+    join(Visit(address, certificate, settings.patience), owner, key, folder, said)
+    console.print(f"the result is in {folder}; what left this machine: {folder / 'sent.jsonl'}", soft_wrap=True)
+    return 0
+
+
+_JOIN_HELP = """Take part in a run: your machine trains on your data when the server asks, and sends numbers only.
+What left is shown here and kept in sent.jsonl. Ctrl-C leaves; the same command comes back."""
+
+
+def _check_plain(plain: bool, host: str) -> None:
+    if plain and host not in ("127.0.0.1", "localhost", "::1"):
+        raise UserError(
+            f"--plain sends everything readable by anybody on the way to {host}; it is for this machine only"
+        )
+
+
+def _check_installed(command: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("flwr") is None:
+        raise UserError(f'fedfields {command} needs Flower: pip install "fedfields[flower]"')
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "adapt": _adapt,
@@ -490,6 +725,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "view": _view,
     "photos": _photos,
     "check": _check,
+    "keys": _keys,
+    "serve": _serve,
+    "join": _join,
     "presets": _presets,
     "demo": _demo,
 }
@@ -524,7 +762,7 @@ def _split(arguments: Sequence[str], switches: Sequence[str] = ()) -> tuple[list
     return words, flags
 
 
-SWITCHES = ("--help", "--resume", "--report")
+SWITCHES = ("--help", "--resume", "--report", "--plain")
 """Flags of the commands themselves that take no value."""
 
 

@@ -79,6 +79,10 @@ class Experiment:
     workers: int = 0
     """Worker processes; 0 decides after timing the first visit. The result does not depend on it."""
 
+    runtime: Literal["inprocess", "flower"] = "inprocess"
+    """Who calls the clients of a simulation: fedfields itself, or Flower's engine with Ray, which spreads them over the
+    machines of a cluster (RAY_ADDRESS) and costs more for each message. The result does not depend on it."""
+
     warm_up: int = 0
     """Outer steps of local.lr that the server takes on the public photographs of a place (--data.public) before the
     first round."""

@@ -36,8 +36,10 @@ _UNFINISHED = ".writing-"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` (created by the caller); renames it into place if all went well.
+
+    Until then nobody but this user can read it, and afterwards who ``mode`` says.
 
     Raises:
         UserError: the disk is full, the folder is not writable, or the like.
@@ -52,7 +54,7 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         with suppress(OSError):  # Not every system lets a folder be flushed; the file is whole in any case.
             _flush(path.parent)
@@ -106,6 +108,7 @@ def append_line(path: Path, text: str) -> None:
         UserError: the disk is full, the folder is not writable, or the like.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()

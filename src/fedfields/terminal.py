@@ -55,6 +55,39 @@ def progress(name: str, rounds: int) -> Iterator[tuple[Callable[[dict, int], Non
         yield on_round, advance
 
 
+@contextmanager
+def serving(name: str) -> Iterator[tuple[Callable[[dict, int], None], Callable[[str], None]]]:
+    """For a server: a line and a bar for each round, and lines in between."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(escape(name), total=None)
+
+        def on_round(record: dict, total: int) -> None:
+            bar.console.print(escape(_served(record, total)), soft_wrap=True, highlight=False)
+            bar.update(task, completed=record["round"], total=total)
+
+        yield on_round, lambda line: bar.console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def _served(record: Mapping[str, Any], total: int) -> str:
+    """A round as the server's terminal tells it."""
+    came = len(record["cohort"]) - len(record["dropped"])
+    parts = [
+        f"round {record['round']} of {total}: {came} of {len(record['cohort'])} owners",
+        f"{record['bytes_up'] / 1e6:.1f} MB in, {record['bytes_down'] / 1e6:.1f} MB out",
+        f"{record['seconds']:.1f} s",
+    ]
+    if "epsilon" in record:
+        parts.append(f"epsilon {_number(record['epsilon'], 2)}")
+    parts += [f"without {one['client']}: {one['reason']}" for one in record["dropped"]]
+    return ", ".join(parts) + "".join(f"; tried again, for {why}" for why in record.get("abandoned", ()))
+
+
+def said(line: str) -> None:
+    """A line for an owner's terminal."""
+    errors.print(escape(line), soft_wrap=True, highlight=False)
+
+
 def _evaluated(record: Mapping[str, Any]) -> str:
     psnr = record.get("psnr") or {}
     if record.get("views"):

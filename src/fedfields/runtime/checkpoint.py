@@ -50,6 +50,11 @@ def existing(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"))
 
 
+def round_of(path: Path) -> int:
+    """After which round a checkpoint was written."""
+    return int(path.stem.removeprefix("round-"))
+
+
 def load(folder: Path, most: int | None = None, warn: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
     """The newest checkpoint that can be read; None if there is none at all.
 
@@ -88,10 +93,7 @@ def _flat(checkpoint: Checkpoint) -> Params:
 
 def _read(path: Path) -> Checkpoint:
     leaves, about = read_tensors(path)
-    parts: Memory = {}
-    for key, leaf in leaves.items():  # In the order in which they were: sums over leaves depend on it.
-        name, _, leaf_name = key.partition("//")
-        parts.setdefault(name, {})[leaf_name] = leaf
+    parts = _parts(leaves)
     memories: dict[int, Memory] = {}
     for name in parts:
         if name.startswith("client/"):
@@ -118,3 +120,25 @@ def load_weights(path: Path) -> Params:
         return read_tensors(path)[0]
     except ValueError as error:
         raise UserError(f"{path} cannot be read as weights ({error}); finish the run, or run it again") from error
+
+
+def save_leaves(path: Path, memory: Memory) -> None:
+    """Writes named trees as safetensors, whole or not at all; the order of their leaves is kept."""
+    write_tensors(path, {f"{name}//{key}": leaf for name, part in memory.items() for key, leaf in part.items()})
+
+
+def load_leaves(path: Path) -> Memory | None:
+    """Reads what :func:`save_leaves` wrote; None if it is damaged."""
+    try:
+        return _parts(read_tensors(path)[0])
+    except ValueError:
+        return None
+
+
+def _parts(leaves: Params) -> Memory:
+    """Trees by name from leaves called ``name//key``, in their order: sums over leaves depend on it."""
+    parts: Memory = {}
+    for place, leaf in leaves.items():
+        name, _, key = place.partition("//")
+        parts.setdefault(name, {})[key] = leaf
+    return parts

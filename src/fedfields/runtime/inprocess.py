@@ -83,6 +83,10 @@ class Carrier(Protocol):
         """
         ...
 
+    def finish(self, params: Params, name: str) -> None:
+        """Gives the clients the result of the run of this preset."""
+        ...
+
 
 class SecretOrder(NamedTuple):
     """The visits of a round whose reports only travel masked.
@@ -142,6 +146,9 @@ class Here:
     def visits(self, jobs: Sequence[Job]) -> Iterator[Reply | Failed]:
         """The jobs' replies."""
         return self._pool.map(visit_job, jobs)
+
+    def finish(self, params: Params, name: str) -> None:
+        """They are here."""
 
     def secret_sum(self, order: SecretOrder) -> tuple[Summed, dict[int, Reply]]:
         """The protocol with everybody's half of it here."""

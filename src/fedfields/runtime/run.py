@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedfields import tree
 from fedfields.config import Experiment, from_json, to_json
@@ -17,11 +18,12 @@ from fedfields.federation import expected, start_server
 from fedfields.privacy.accounting import Accountant
 from fedfields.privacy.dp import private_size
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
-from fedfields.runtime.inprocess import AllFailed, run_rounds
+from fedfields.runtime.inprocess import AllFailed, Carrier, Context, Here, Round, Settings, run_rounds
 from fedfields.runtime.places import PlaceSetup, set_up_place
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.tasks import TaskSetup, set_up_tasks
-from fedfields.scenes.scene import Scene
+from fedfields.scenes.data import Federation
+from fedfields.scenes.scene import Place, Scene
 from fedfields.store import (
     MAX_LINES,
     append_line,
@@ -34,7 +36,7 @@ from fedfields.store import (
     write_json,
     write_text,
 )
-from fedfields.types import Advance
+from fedfields.types import Advance, Params
 
 BLOW_UP = 4.0
 """How many times the first loss before adaptation counts as divergence."""
@@ -47,11 +49,37 @@ class Interrupted(Exception):
     """Ctrl-C: everything up to the last whole round is on disk. The text says how to go on."""
 
 
-Setup = TaskSetup | PlaceSetup
-"""What a run is made of, rebuilt from its experiment alone."""
+class Setup(Protocol):
+    """What a run is made of, rebuilt from its experiment alone."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+    @property
+    def federation(self) -> Federation | Place: ...
+    @property
+    def context(self) -> Context: ...
+    @property
+    def params(self) -> Params: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def shared(self) -> Params: ...
+    def begin(self, folder: Path, advance: Advance) -> Setup: ...
+    def whole(self, params: Params) -> Params: ...
+    def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict: ...
+    def remember(self, uploads: Uploads, step: Round) -> Uploads: ...
+    def observe(self, folder: Path, current: Checkpoint) -> None: ...
+    def draw(self, folder: Path, current: Checkpoint) -> None: ...
 
 
-def set_up(experiment: Experiment) -> Setup:
+class Elsewhere(Protocol):
+    """A run whose clients are on other machines."""
+
+    def set_up(self, experiment: Experiment) -> Setup: ...
+    def carrier(self, setup: Any, folder: Path) -> AbstractContextManager[Carrier]: ...
+
+
+def set_up(experiment: Experiment) -> TaskSetup | PlaceSetup:
     """Reads the data and draws the initial weights."""
     if isinstance(experiment.data, Scene):
         return set_up_place(experiment)
@@ -88,6 +116,7 @@ def run(
     on_round: Callable[[dict, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
     advance: Advance = lambda what, done, total: None,
+    elsewhere: Elsewhere | None = None,
 ) -> dict:
     """Trains, evaluates and writes the run's folder (all but the report).
 
@@ -99,6 +128,7 @@ def run(
         on_round: called with each round's record and the number of rounds.
         warn: called with lines that the user should read.
         advance: called with (what, done, total) before the first round, while the weights to start from are made.
+        elsewhere: the owners of a real run; without any this is a simulation.
 
     Returns:
         The content of ``summary.json``.
@@ -113,7 +143,7 @@ def run(
         sweep(folder / place)
     if resume:
         _check_same_start(experiment, folder)
-    setup = set_up(experiment)
+    setup = set_up(experiment) if elsewhere is None else elsewhere.set_up(experiment)
     _write_record(experiment, folder, name)
     for note in setup.federation.notes:
         warn(note)
@@ -129,7 +159,9 @@ def run(
         log.rewind(start.state.round)
     visits = (experiment.rounds - start.state.round) * min(experiment.cohort, len(setup.context.clients))
     with Pool(setup.context, experiment.workers, ahead=visits) as pool:
-        current = _train(setup, folder, start, log, pool, on_round, warn)
+        with _carrier(setup, folder, pool, elsewhere) as carrier:
+            current = _train(setup, folder, start, log, pool, carrier, on_round, warn)
+            carrier.finish(setup.whole(current.state.params), name)
         return _finish(setup, folder, name, current, log, pool)
 
 
@@ -139,6 +171,7 @@ def _train(
     current: Checkpoint,
     log: _Log,
     pool: Pool,
+    carrier: Carrier,
     on_round: Callable[[dict, int], None] | None,
     warn: Callable[[str], None],
 ) -> Checkpoint:
@@ -147,7 +180,7 @@ def _train(
     watch = _Watch(warn, log.records)
     try:
         spent = sum(record["seconds"] for record in log.records)
-        rounds = run_rounds(setup.context, setup.settings, current.state, current.memories, pool, spent)
+        rounds = run_rounds(setup.context, setup.settings, current.state, current.memories, carrier, spent)
         for step in rounds:
             current = Checkpoint(step.state, step.memories, setup.remember(current.uploads, step))
             number, record = step.state.round, step.record
@@ -178,6 +211,25 @@ def _train(
             save(folder / "checkpoints", current)
         raise _interrupted(f"after round {current.state.round} of {experiment.rounds}", folder) from None
     return current
+
+
+@contextmanager
+def _carrier(setup: Any, folder: Path, pool: Pool, elsewhere: Elsewhere | None) -> Iterator[Carrier]:
+    """How the clients are reached: here, by Flower's engine, or elsewhere."""
+    experiment = setup.experiment
+    if elsewhere is not None:
+        with elsewhere.carrier(setup, folder) as carrier:
+            yield carrier
+        return
+    if experiment.runtime == "inprocess":
+        yield Here(pool, experiment.seed)
+        return
+    try:
+        from fedfields.runtime.simulate import simulated
+    except ImportError as error:
+        raise UserError(f'--runtime flower needs Flower ({error}): pip install "fedfields[flower,ray]"') from error
+    with simulated(experiment, folder, len(setup.context.clients)) as carrier:
+        yield carrier
 
 
 def _accountant(setup: Setup) -> Accountant | None:

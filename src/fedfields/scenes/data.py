@@ -6,6 +6,7 @@ part of it: ``train``, or ``held_out`` to evaluate on. All signals of an unseen 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,23 @@ class Data:
             tuple(_client(share, signals) for share in survey.shares if share.unseen),
             survey.notes,
         )
+
+    def own(self, path: Path, name: str, seed: int) -> tuple[Client, tuple[str, ...]]:
+        """All of a folder as one owner's, whatever this says about clients; and notes on what was left out.
+
+        Raises:
+            UserError: there is no such folder, or nothing in it can be used.
+        """
+        mine = dataclasses.replace(self, path=path, clients="file", split=None, unseen=0.0, limit=None)
+        survey, signals = mine._read(seed)
+        order = [claim.name for claim in make_plan(path, self.kind, "file", None).claims if claim.name in signals]
+        if not order:
+            raise UserError(survey.problem)
+        held_out = mine._hold_out(order, generator(seed, "split", name))
+        train = tuple(one for one in order if one not in held_out)
+        rest = tuple(one for one in order if one in held_out)
+        notes = tuple(note for note in survey.notes if note.startswith("left out"))
+        return _client(Share(name, train, rest, unseen=False), signals), notes
 
     def _read(self, seed: int) -> tuple[Survey, dict[str, GridSignal]]:
         """The survey, and the signals in use by name."""

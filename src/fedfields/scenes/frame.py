@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedfields.errors import UserError
 from fedfields.lazy import torch
@@ -75,7 +75,15 @@ def load_frame(path: Path) -> Frame:
     Raises:
         UserError: it is missing, damaged or impossible.
     """
-    found = read_json(path)
+    return frame_from(read_json(path), str(path))
+
+
+def frame_from(found: Any, where: str) -> Frame:
+    """A frame from the content of ``scene.json``.
+
+    Raises:
+        UserError: it is impossible.
+    """
     try:
         centre, applied = (
             tuple(float(x) for x in values) for values in (found["centre"], found.get("applied", AS_POSED))
@@ -83,7 +91,7 @@ def load_frame(path: Path) -> Frame:
         return Frame(centre, float(found["half"]), found.get("background", "none"), applied)  # pyright: ignore
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(printable(f"{path} is no scene.json: {why}; ask for the file that was published")) from error
+        raise UserError(printable(f"{where} is no scene.json: {why}; ask for the file that was published")) from error
 
 
 def frame_of(capture: Capture) -> Frame:

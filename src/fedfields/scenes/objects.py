@@ -6,6 +6,7 @@ below the set's. All objects are seen in one frame, that of the set: a cube arou
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +134,23 @@ class Objects:
             (seen if client.train else unseen).append(client)
         notes = (f"{len(folders)} objects; {len(seen)} clients train, {len(unseen)} are unseen", *notes)
         return Federation(tuple(seen), tuple(unseen), notes)
+
+    def own(self, path: Path, name: str, seed: int, jitters: int) -> Client:
+        """All objects of a folder as one owner's.
+
+        Raises:
+            UserError: there is none, or one is no good.
+        """
+        mine = dataclasses.replace(self, path=path)
+        folders = shuffled(object_folders(path), generator(seed, "split", name))
+        if not folders:
+            raise UserError(printable(f"{path} holds no objects; an object is a folder with poses and pictures"))
+        tasks, kept = [], kept_back(len(folders), self.held_out, of=2)
+        for i, folder in enumerate(folders):
+            views = Views(min(self.shots, self.support) if self.shots and i < kept else self.support, self.query)
+            called = mine._name(folder)
+            tasks.append(mine._task(folder, called, views, jitters, generator(seed, "views", called)))
+        return Client(name, tuple(tasks[kept:]), tuple(tasks[:kept]))
 
     def _folders(self, seed: int) -> tuple[list[Path], tuple[str, ...]]:
         """The objects, in random order."""

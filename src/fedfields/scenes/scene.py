@@ -111,6 +111,22 @@ class Scene:
         return Place(tuple(clients), photos, frame, notes, public)
 
 
+def own_photographs(scene: Scene, path: Path, name: str, frame: Frame, jitters: int) -> Client:
+    """All training photographs of a capture as one owner's.
+
+    Raises:
+        UserError: no such capture, it has no training photographs, or it lies outside the frame.
+    """
+    capture = load_capture(path)
+    check_frame(path, capture, frame)
+    views = [view for view in capture.views if view.split == "train"]
+    if not views:
+        raise UserError(printable(f"{path} has no training photographs"))
+    photos = tuple(load_photo(view, frame, view.scale_to(scene.size)) for view in views)
+    signal = RaySignal(photos, jitters, frame.background == "white")
+    return Client(name, (Task(signal, signal, name),))
+
+
 def check_frame(path: Path, capture: Capture, frame: Frame) -> None:
     """Refuses a frame that most of the capture is not in: it belongs to another place or scale.
 

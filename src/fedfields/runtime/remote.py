@@ -1,0 +1,151 @@
+"""A run whose data is elsewhere: what server and owners make of an experiment without a single picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedfields.config import Experiment
+from fedfields.errors import UserError
+from fedfields.fields import Factored, FourierMlp, HashGrid, Siren
+from fedfields.fields.lowrank import expanded
+from fedfields.losses import FieldLoss
+from fedfields.runtime.checkpoint import Checkpoint, Uploads
+from fedfields.runtime.inprocess import Context, Round, Settings
+from fedfields.runtime.places import loss_for
+from fedfields.runtime.pool import Pool
+from fedfields.runtime.start import settings_of, start_of
+from fedfields.runtime.tasks import radiance_loss
+from fedfields.scenes.data import Data, Federation
+from fedfields.scenes.frame import Frame, load_frame
+from fedfields.scenes.objects import Objects
+from fedfields.scenes.scene import Scene
+from fedfields.seeds import generator
+from fedfields.types import Advance, Client, Loss, Params
+
+CHANNELS = 3
+"""Of the values of pictures and clips."""
+
+
+class Bare(NamedTuple):
+    """An experiment's loss and initial weights, as everybody makes them alone."""
+
+    loss: Loss
+    params: Params
+
+
+def bare(experiment: Experiment) -> Bare:
+    """Loss and weights without data.
+
+    Raises:
+        UserError: the parts do not go together.
+    """
+    random, data, field = generator(experiment.seed, "init"), experiment.data, experiment.field
+    if isinstance(data, Data):
+        if not isinstance(field, Siren | FourierMlp):
+            name = type(field).__name__
+            raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
+        return Bare(FieldLoss(field), field.init(3 if data.kind == "video" else 2, CHANNELS, random))
+    loss = radiance_loss(experiment) if isinstance(data, Objects) else loss_for(experiment)
+    return Bare(loss, field.init(random))  # pyright: ignore[reportCallIssue]
+
+
+def factored(experiment: Experiment, shared: Params) -> Bare:
+    """Loss and weights with the frozen factors that the server sent, if any."""
+    found = bare(experiment)
+    if not shared or experiment.compression is None:
+        return found
+    loss: Any = found.loss
+    params, _ = experiment.compression.factors(found.params)
+    return Bare(dataclasses.replace(loss, field=Factored(loss.field, shared)), params)
+
+
+class RemoteSetup(NamedTuple):
+    """What a real run is made of at the server: everything but data.
+
+    Attributes:
+        experiment: the whole configuration.
+        federation: the owners' names; nobody's signals.
+        context: method, owners, loss.
+        params: the weights that round 1 starts from.
+        settings: rounds, cohort, seed, weights.
+        frame: of a place.
+    """
+
+    experiment: Experiment
+    federation: Federation
+    context: Context
+    params: Params
+    settings: Settings
+    frame: Frame | None = None
+
+    def begin(self, folder: Path, advance: Advance) -> RemoteSetup:
+        """Publishes the frame of a place; makes the weights that round 1 starts from, or reads them."""
+        if self.frame is not None:
+            self.frame.save(folder / "scene.json")
+        loss: Any = self.context.loss
+        start = start_of(self.experiment, None, loss, self.params, folder / "start.safetensors", advance)
+        if start.shared:
+            loss = dataclasses.replace(loss, field=Factored(loss.field, start.shared))
+        return self._replace(params=start.params, context=self.context._replace(loss=loss))
+
+    @property
+    def shared(self) -> Params:
+        """Frozen factors that every client gets once, beside the weights."""
+        field = getattr(self.context.loss, "field", None)
+        return field.shared if isinstance(field, Factored) else {}
+
+    def whole(self, params: Params) -> Params:
+        """The weights of the experiment's field from those that travel."""
+        return expanded(params, self.shared)
+
+    def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
+        """Nothing: owners judge the result on their own data."""
+        return {"psnr": {}, "ssim": {}}
+
+    def remember(self, uploads: Uploads, step: Round) -> Uploads:
+        """Uploads are not kept."""
+        return uploads
+
+    def observe(self, folder: Path, current: Checkpoint) -> None:
+        """Nothing is kept for an audit."""
+
+    def draw(self, folder: Path, current: Checkpoint) -> None:
+        """There is nothing to compare with."""
+
+
+def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[float] | None) -> RemoteSetup:
+    """The server's parts of a run with the owners of these names.
+
+    Raises:
+        UserError: the experiment cannot be run without data, or not with these owners.
+    """
+    data, frame = experiment.data, None
+    if experiment.warm_up:
+        raise UserError("a warm-up needs photographs at the server; warm up in a simulation, or say --warm-up 0")
+    if experiment.lpips is not None:
+        raise UserError("a server has no photographs to judge by LPIPS; leave out --lpips")
+    if isinstance(data, Data) and data.kind == "auto":
+        raise UserError("owners must know what they share: say --data.kind image or --data.kind video")
+    if isinstance(data, Scene):
+        if data.frame is None:
+            raise UserError("a place needs the frame that all owners share; give its scene.json with --data.frame")
+        frame = load_frame(data.frame)
+    if isinstance(experiment.field, HashGrid) and isinstance(data, Data):
+        raise UserError("hash grids are fields of places, not of pictures")
+    found = bare(experiment)
+    clients = tuple(Client(name, ()) for name in names)
+    context = Context(experiment.method, clients, found.loss)
+    settings = settings_of(experiment, weights)
+    return RemoteSetup(experiment, Federation(clients, (), ()), context, found.params, settings, frame)
+
+
+def published(experiment: Experiment) -> Experiment:
+    """The experiment as owners get it: without any path of the server's machine."""
+    blank: Mapping[str, None] = {"path": None, "split": None, "frame": None}
+    data = experiment.data
+    known = {field.name for field in dataclasses.fields(data)}
+    data = dataclasses.replace(data, **{name: value for name, value in blank.items() if name in known})
+    return dataclasses.replace(experiment, data=data)
