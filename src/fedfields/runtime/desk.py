@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from fedfields.errors import UserError
+from fedfields.errors import UserError, said
 from fedfields.federation import Door, Rejected, Reply, expected
 from fedfields.privacy.secure import Client as SecretClient
 from fedfields.privacy.secure import Refused
@@ -145,7 +145,7 @@ class Desk:
             except Exception as error:
                 if self._shelf is not None and not isinstance(error, Rejected):
                     raise
-                reply = Failed(f"{type(error).__name__}: {error}")
+                reply = Failed(said(error))
             return checked(reply, Door(job.number, [job.client], self._form, self.seat.settings.max_norm), job)
 
     def _check(self, job: Job) -> None:
