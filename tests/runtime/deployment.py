@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import re
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 # Imported for the processes, which are forked from one that has done so.
 from fedfields import cli
-from fedfields.runtime import desk, join, keys, owner, serve  # noqa: F401
+from fedfields.runtime import desk, join, keys, serve  # noqa: F401
 
 PATIENCE = 120.0
 """Seconds that a test waits for anything, on a machine with much else to do."""
@@ -39,8 +43,9 @@ adaptation.steps = 2
 # --- in the child --------------------------------------------------------------------------------------------
 
 
-def command(words: list[str], log: Path, held: Path | None, watched: Path | None) -> None:
+def command(words: list[str], log: Path, held: Path | None, watched: Path | None, environment: dict[str, str]) -> None:
     """``fedfields WORDS``, its output in a file; see :class:`Process` for the rest."""
+    os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1), os.dup2(file, 2)
     torch.set_num_threads(1)
@@ -90,13 +95,22 @@ class Process:
         words: the command.
         held: a visit of round 7 waits while there is a file ``7`` in this folder, and says so by ``7.reached``.
         watched: file for whom the process talks to.
+        environment: more of it.
     """
 
-    def __init__(self, folder: Path, name: str, *words: object, held: Path | None = None, watched: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *words: object,
+        held: Path | None = None,
+        watched: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.log, self.name = folder / f"{name}.out", name
-        arguments = ([str(word) for word in words], self.log, held, watched)
+        arguments = ([str(word) for word in words], self.log, held, watched, environment or {})
         self._process = context.Process(target=command, args=arguments, daemon=True)
         self._process.start()
 
@@ -183,11 +197,69 @@ def federation(folder: Path, names: str, preset: str, parts: str = "", *, plain:
     return Federation(folder, owners, free_port(), plain)
 
 
-def picture(folder: Path, name: str, seed: int) -> torch.Tensor:
-    """A small picture in a file, and its values."""
-    values = (torch.rand(6, 6, 3, generator=torch.Generator().manual_seed(seed)) * 255).byte()
+class Proxy:
+    """Passes connections on to another port of this machine, and keeps every byte."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._socket = port, socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.sent: list[bytearray] = []
+        self.received: list[bytearray] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                owner, _ = self._socket.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:
+                    owner.close()
+                    continue
+                self.sent.append(bytearray()), self.received.append(bytearray())
+                for one, other, kept in ((owner, server, self.sent[-1]), (server, owner, self.received[-1])):
+                    threading.Thread(target=self._pass, args=(one, other, kept), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, kept: bytearray) -> None:
+        with contextlib.suppress(OSError):
+            while piece := one.recv(1 << 16):
+                kept += piece
+                other.sendall(piece)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    @property
+    def everything(self) -> bytes:
+        return b"".join([*self.sent, *self.received])
+
+    def requests(self) -> list[tuple[str, bytes]]:
+        """What the owner's side asked: paths and bodies."""
+        return [(head.split()[1].decode(), body) for stream in self.sent for head, body in _http(bytes(stream))]
+
+    def answers(self) -> list[bytes]:
+        """The bodies of what the server answered."""
+        return [body for stream in self.received for _, body in _http(bytes(stream))]
+
+
+def _http(stream: bytes) -> Iterator[tuple[bytes, bytes]]:
+    while stream:
+        head, _, rest = stream.partition(b"\r\n\r\n")
+        found = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        assert found, head
+        yield head, rest[: int(found[1])]
+        stream = rest[int(found[1]) :]
+
+
+def picture(folder: Path, name: str, seed: int, **kwargs) -> np.ndarray:
+    """A picture in a file, of the size in which it is trained on, and its values (12, 12, 3)."""
+    values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.numpy()).resize((12, 12), Image.Resampling.BICUBIC).save(folder / name)
+    Image.fromarray(values).save(folder / name, **kwargs)
     return values
 
 
