@@ -8,7 +8,6 @@ import socket
 import zlib
 
 import numpy as np
-import pytest
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
@@ -23,8 +22,6 @@ from fedfields.runtime import inprocess
 from fedfields.runtime.owner import Log
 from fedfields.runtime.wire import nbytes, unpack
 from tests.runtime.deployment import Proxy, federation, picture
-
-pytestmark = pytest.mark.xdist_group("deployed")
 
 
 def simulated(place, monkeypatch, failing):

@@ -128,12 +128,14 @@ class SuperLink:
         self._task = int(run.primary_task_id or 0)
         self.grid = DirectGrid(self._state, run)
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2}
+        settings |= {"ws": "none", "lifespan": "off", "server_header": False}
         if tls is not None:
             settings |= {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.key)}
         try:
             config = uvicorn.Config(_fleet_app(factory), **settings)
             config.load()
         except (OSError, ValueError) as error:
+            self._socket.close()
             raise UserError(f"{tls and tls.certificate} cannot be used as a certificate ({error})") from error
         self._server = uvicorn.Server(config)
         self._stop = threading.Event()
@@ -533,6 +535,8 @@ def hush(file: Path | None = None) -> None:
     handler = logging.NullHandler() if file is None else logging.FileHandler(file, encoding="utf-8", delay=True)
     for name in ("flwr", "uvicorn"):
         log = logging.getLogger(name)
+        for old in log.handlers:
+            old.close()
         log.setLevel(logging.INFO)  # Debug lines hold whole requests.
         log.handlers, log.propagate = [handler], False
 

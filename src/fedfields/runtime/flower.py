@@ -226,8 +226,9 @@ class Flower:
                 for key, client in list(sent.items()):
                     if here.get(client) != nodes[client] or waited - began > life:
                         late = f"no reply within {life:g} s" if waited - began > life else GONE
-                        yield sent.pop(key), late
-                        self._forget(key)
+                        del sent[key]
+                        self._forget(key)  # First: whoever has all that it waits for does not come back here.
+                        yield client, late
             time.sleep(POLL if waited - began < 5 else 10 * POLL)
 
     def _forget(self, key: str) -> None:
