@@ -21,6 +21,7 @@ from fedfields.cli import main
 from fedfields.runtime import inprocess
 from fedfields.runtime.owner import Log
 from fedfields.runtime.wire import nbytes, unpack
+from fedfields.scenes.data import Data
 from tests.runtime.deployment import Proxy, federation, picture
 
 
@@ -204,6 +205,9 @@ def test_nothing_of_the_pictures_leaves_and_all_that_leaves_is_written_down(tmp_
     north = 61 + 13 / 60 + 37.77 / 3600
     numbers = [b"61.227", b"37.77", np.float32(north).tobytes(), np.float64(north).tobytes()]
     canaries.forms["place"] = pieces(exif().tobytes()) + numbers
+    client, _ = Data(kind="image", size=12).own(tmp_path / "data" / "bert", "bert", 0)
+    trained = b"".join(task.support.values.numpy().tobytes() for task in (*client.train, *client.held_out))
+    assert canaries.found(trained) == {"picture 2", "picture 3"}, "the search does not know what is trained on"
     environment = {"HOME": "/home/canaryhome", "USER": "canaryuser", "LOGNAME": "canaryuser"}
 
     proxies = {name: Proxy(place.port) for name in place.names}
