@@ -476,7 +476,7 @@ class Fleet:
 
 def _trusting(certificate: bytes | None) -> ssl.SSLContext | bool:
     if certificate is None:
-        return False
+        return True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=certificate.decode("ascii"))

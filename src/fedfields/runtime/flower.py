@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -153,7 +154,10 @@ class Flower:
         return found, {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
 
     def finish(self, params: Params, name: str) -> None:
-        """Gives everybody that is there the result."""
+        """Gives everybody that is there the result; a server that comes back after the last round waits for them."""
+        if self._greeting is not None and not self._greeted:
+            with suppress(UserError):
+                self.online(0)
         here = [] if self._greeting is None else self._welcomed(0)
         for client, letter in self._ask(FINISH, dict.fromkeys(here, Letter({"params": params}, {"preset": name})), 0):
             if isinstance(letter, str):
