@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedfields.runtime.wire import RAW, TREE, TYPES, Malformed, nbytes, pack, unpack
@@ -39,6 +39,7 @@ def bits(tree):
     ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(TREES, st.dictionaries(NAMES, leaves(), max_size=3), max_size=3),
     st.dictionaries(NAMES.filter(lambda name: name not in ("order", "trees")), VALUES, max_size=3),
