@@ -74,7 +74,7 @@ class Member(threading.Thread):
 
     def run(self):
         try:
-            while not self._over.wait(0.02):
+            while not self._over.wait(0.05):
                 if (message := self.fleet.receive()) is not None:
                     reply = self.answer(message)
                     (self._act or Member.send)(self, message, reply)
