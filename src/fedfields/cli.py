@@ -588,7 +588,7 @@ class ServeFlags(Output):
     """Port to listen on."""
 
     deadline: float = 600.0
-    """Seconds that a round waits for replies, and for enough owners to be there."""
+    """Seconds that each step of a round waits for replies, and a round for enough owners to be there."""
 
     least: int = 1
     """Fewest owners with which a round begins."""
@@ -680,8 +680,10 @@ def _join(arguments: list[str]) -> int:
     for name in require:
         if name not in PRIVACY:
             raise UserError(f"there is no protection '{name}'; {nearest(name, PRIVACY)}")
+    if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", words[0]):
+        raise UserError(f"'{words[0]}' is no HOST or HOST:PORT, such as museum.example.org:8443")
     address = words[0] if re.search(r":\d+$", words[0]) else f"{words[0]}:8443"
-    _check_plain(settings.plain, address.rsplit(":", 1)[0])
+    _check_plain(settings.plain, address.rsplit(":", 1)[0].strip("[]"))
     if not settings.data.exists():
         raise UserError(f"{settings.data} does not exist; --data names the folder with your data")
     try:

@@ -72,7 +72,8 @@ def _turn(fleet: Fleet, visit: Visit, app: ClientApp, log: Log, tell: Tell) -> N
             time.sleep(IDLE)
             return
         reply, seconds = _answer(app, fleet, message, log, tell)
-        fleet.reply(reply, seconds)
+        if not fleet.reply(reply, seconds):
+            tell(f"round {message.metadata.group_id}: the server did not wait for this reply, and did not take it")
     except (httpx.HTTPError, Gone, RuntimeError) as error:
         tell(f"the connection broke ({type(error).__name__}); trying again")
         _connect(fleet, visit, tell)
