@@ -28,7 +28,10 @@ from fedfields.scenes.scene import Scene, own_photographs
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import photos_of
 from fedfields.store import cannot_write, write_json
-from fedfields.types import Client, Memory
+from fedfields.types import Client, Memory, Params
+
+MASKED = "train.masked"
+"""The kind of message whose reply is a report under masks."""
 
 LARGEST_EXPERIMENT = 1 << 20
 """Characters of an experiment that a server may send."""
@@ -46,6 +49,18 @@ class Policy(NamedTuple):
 
     require: tuple[str, ...] = ()
     roster: Mapping[str, OwnerPublic] | None = None
+
+    def said(self, name: str, data: Path, folder: Path) -> list[str]:
+        """What an owner should know before anything else, in lines."""
+        lines = [
+            f"{name} trains on {data} when the server asks. What is in there stays on this machine; all that leaves it "
+            f"is shown here and listed in {folder / 'sent.jsonl'}"
+        ]
+        if self.require:
+            lines.append(f"nothing is sent unless the run has {' and '.join(self.require)}")
+        if self.roster is not None:
+            lines.append(f"secure sums are made with {', '.join(self.roster)} only")
+        return lines
 
 
 class Owner:
@@ -69,6 +84,11 @@ class Owner:
     def desk(self, context: object) -> Desk | None:
         """The desk; None before the first greeting."""
         return self._desk
+
+    @property
+    def form(self) -> Mapping[str, Params]:
+        """Trees with the names and shapes of what is summed in secret; empty before the first greeting."""
+        return {} if self._desk is None else self._desk.form
 
     def hello(self, letter: Letter, context: object) -> Letter:
         """Looks at what the server wants, and gets ready for it.
@@ -187,16 +207,27 @@ class Shelf:
 
 
 class Log:
-    """``sent.jsonl``: a line for everything that left this machine, written before it leaves."""
+    """``sent.jsonl``: a line for everything that left this machine, written before it leaves.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file; lines are added to what is there.
+        form: gives trees with the names and shapes of what lies under masks.
+
+    Attributes:
+        messages: how many lines were written.
+        bytes: how much they stand for.
+    """
+
+    def __init__(self, path: Path, form: Callable[[], Mapping[str, Params]]) -> None:
+        self.path, self._form = path, form
+        self.messages, self.bytes = 0, 0
 
     def write(self, kind: str, round: str, letter: Letter, weight: int) -> dict[str, Any]:
-        """Notes a reply of so many bytes; returns the line."""
+        """Notes a reply of so many bytes; returns the line, whose ``tensors`` may lie under masks (``masked``)."""
+        masked = kind == MASKED and "failed" not in letter.info
         tensors = {
             name: {key: [str(leaf.dtype).removeprefix("torch."), list(leaf.shape)] for key, leaf in tree.items()}
-            for name, tree in letter.trees.items()
+            for name, tree in (self._form() if masked else letter.trees).items()
         }
         values = {name: _shown(value) for name, value in letter.info.items()}
         line = {
@@ -204,18 +235,19 @@ class Log:
             "round": round,
             "kind": kind,
             "bytes": weight,
-            "masked": kind == "train.masked",
+            "masked": masked,
             "tensors": tensors,
             "values": values,
         }
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise cannot_write(self._path, error) from error
+            raise cannot_write(self.path, error) from error
+        self.messages, self.bytes = self.messages + 1, self.bytes + weight
         return line
 
 

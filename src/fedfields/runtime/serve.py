@@ -89,10 +89,15 @@ class Serving:
                 os.urandom(16),
                 self._rules._replace(least=least),
                 greeting=_greeting(setup, self._names),
-                greeted=lambda client, letter: _weigh(setup, client, letter),
+                greeted=lambda client, letter: self._met(setup, client, letter),
                 oldest=lambda: _oldest(folder),
                 tell=self._tell,
+                name=lambda client: self._names[client],
             )
+
+    def _met(self, setup: RemoteSetup, client: int, letter: Letter) -> None:
+        self._tell(f"{self._names[client]} takes part")
+        _weigh(setup, client, letter)
 
     def _here(self, link: SuperLink) -> dict[int, Node]:
         found = link.here()
