@@ -706,14 +706,15 @@ What left is shown here and kept in sent.jsonl. Ctrl-C leaves; the same command 
 
 
 def _host_and_port(word: str) -> tuple[str, int]:
-    """HOST, HOST:PORT, and the same for IPv6 addresses, which stand in brackets before a port."""
-    found = re.fullmatch(r"(?P<name>[A-Za-z0-9._-]+)(:(?P<port>\d{1,5}))?", word) or re.fullmatch(
-        r"(\[)?(?P<name>[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)(?(1)\](:(?P<port>\d{1,5}))?)", word
-    )
-    port = int(found["port"] or 8443) if found else 0
-    if not found or not 0 < port < 65536:
+    """HOST or HOST:PORT; an IPv6 address stands in brackets before a port, and may do so without."""
+    import ipaddress
+
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(word)), 8443
+    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", word)
+    if not found or not 0 < int(found[2] or 8443) < 65536:
         raise UserError(f"'{word}' is no HOST or HOST:PORT, such as museum.example.org or museum.example.org:8443")
-    return found["name"], port
+    return found[1].strip("[]"), int(found[2] or 8443)
 
 
 def _check_plain(plain: bool, host: str) -> None:

@@ -130,7 +130,7 @@ def _told(line: Mapping[str, Any]) -> str:
     if "failed" in values:
         return f"round {line['round']}: sent no numbers, but a reason: {values['failed']}"
     if line["masked"]:
-        what = f"your update under masks ({_sizes(tensors)}): noise, to whoever sees it alone"
+        what = f"your update under masks ({_sizes(line['under_masks'])}): noise, to whoever sees it alone"
     elif tensors:
         what = f"your update, readable by the server ({_sizes(tensors)})"
     else:

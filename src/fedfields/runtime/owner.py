@@ -223,12 +223,8 @@ class Log:
         self.messages, self.bytes = 0, 0
 
     def write(self, kind: str, round: str, letter: Letter, weight: int) -> dict[str, Any]:
-        """Notes a reply of so many bytes; returns the line, whose ``tensors`` may lie under masks (``masked``)."""
+        """Notes a reply of so many bytes; returns the line: ``tensors`` can be read, ``under_masks`` cannot."""
         masked = kind == MASKED and "failed" not in letter.info
-        tensors = {
-            name: {key: [str(leaf.dtype).removeprefix("torch."), list(leaf.shape)] for key, leaf in tree.items()}
-            for name, tree in (self._form() if masked else letter.trees).items()
-        }
         values = {name: _shown(value) for name, value in letter.info.items()}
         line = {
             "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -236,7 +232,8 @@ class Log:
             "kind": kind,
             "bytes": weight,
             "masked": masked,
-            "tensors": tensors,
+            "tensors": _shapes(letter.trees),
+            "under_masks": _shapes(self._form() if masked else {}),
             "values": values,
         }
         try:
@@ -249,6 +246,13 @@ class Log:
             raise cannot_write(self.path, error) from error
         self.messages, self.bytes = self.messages + 1, self.bytes + weight
         return line
+
+
+def _shapes(trees: Mapping[str, Params]) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    return {
+        name: {key: (str(leaf.dtype).removeprefix("torch."), list(leaf.shape)) for key, leaf in tree.items()}
+        for name, tree in trees.items()
+    }
 
 
 def _shown(value: Any) -> Any:
