@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from fedfields.errors import UserError
 from fedfields.runtime.desk import Letter
 from fedfields.runtime.join import _told
 from fedfields.runtime.keys import make_owner, make_server
-from fedfields.runtime.owner import Log
-from fedfields.terminal import _served
+from fedfields.runtime.owner import Log, Policy
+from fedfields.terminal import _served, busy
 from tests.runtime.test_run import fails
 
 EXPERIMENT = """
@@ -181,6 +183,14 @@ def test_bad_command_lines_are_one_clear_line(place, capsys, arguments, words):
     assert sorted(place.rglob("*")) == before, "nothing half-written"
 
 
+def test_an_address_that_is_taken_costs_no_folder(place, capsys):
+    """The same line works once the other program is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        line = fails(capsys, *SERVE, "--port", other.getsockname()[1])
+    assert "cannot listen on 127.0.0.1" in line and "another --host or --port" in line
+    assert not (place / "run").exists()
+
+
 # --- what terminals show -----------------------------------------------------------------------------------------
 
 UPDATE = {"w": torch.zeros(3, 4), "b": torch.zeros(4)}
@@ -224,3 +234,19 @@ def test_the_server_s_terminal_names_rounds_owners_failures_bytes_and_privacy():
     line = _served(record, 9)
     assert line.startswith("round 2 of 9: 2 of 3 owners, 143 kB in, 5.0 MB out, 1 min 15 s, epsilon 1.23")
     assert line.endswith("without bert: it has left") and not re.search(r"\n", line)
+
+
+def test_training_is_said_once_where_there_is_no_terminal(capsys):
+    with busy("round 1: training on your data"):
+        pass
+    assert capsys.readouterr().err == "round 1: training on your data\n"
+
+
+def test_an_owner_hears_first_what_it_insists_on(tmp_path):
+    lines = Policy(("sec-agg", "noise"), {"anna": None, "bert": None}).said("anna", Path("photos"), Path("out"))
+    assert "stays on this machine" in lines[0] and "out/sent.jsonl" in lines[0]
+    assert lines[1:] == [
+        "nothing is sent unless the run has sec-agg and noise",
+        "secure sums are made with anna, bert only",
+    ]
+    assert len(Policy().said("anna", Path("photos"), Path("out"))) == 1

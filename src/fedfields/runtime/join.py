@@ -83,7 +83,8 @@ def join(
                     _turn(fleet, visit, app, log, tell)
         finally:
             fleet.leave()
-            tell(f"{log.bytes:,} bytes in {log.messages} messages left this machine; each is listed in {log.path}")
+            if log.messages:
+                tell(f"{log.bytes:,} bytes in {log.messages} messages left this machine; each is listed in {log.path}")
     return owner.done
 
 
