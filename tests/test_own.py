@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fedfields.config import STRATEGIES
-from fedfields.federation import Local, Method, own_leaves, start_server, visit
+from fedfields.federation import Local, Method, own_leaves, start_server, validate, visit
 from fedfields.objectives import Fit, Inner, Maml, Proximal
 from fedfields.optim import Adam
 from fedfields.privacy import Noise
-from fedfields.runtime.inprocess import Context, Settings, expected, run_rounds, validate
+from fedfields.runtime.inprocess import Context, Settings, expected, run_rounds
 from fedfields.runtime.pool import Pool
 from fedfields.types import Batch, Client, Task
 

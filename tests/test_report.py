@@ -135,6 +135,32 @@ def test_verdict_gives_quality_worst_attack_and_distance_to_the_floor(tmp_path):
     ) in text
 
 
+def test_of_summed_runs_it_says_that_the_sum_was_attacked(tmp_path):
+    experiment = {"rounds": 3, "privacy": [{"type": "Noise"}, {"type": "SecAgg", "minimum": 3}]}
+    audit = audit_of(18.9, round=1, summed=5)
+    summed = make(tmp_path / "summed", "summed", summary=summary_of(), audit=audit, experiment=experiment)
+    text = text_of(page_of(tmp_path, summed))
+    assert "the worst attack tried on the secure sum of a round (gradient matching) recovers 18.9 dB" in text
+    assert "Reports were summed in secret" in text and "the sum of 5 uploads of round 1" in text
+    assert "Attacks are on the secure sum of a round" in text and "tried on one upload" not in text
+    plain = make(tmp_path / "plain", "plain", summary=summary_of(), audit=audit_of(20.9))
+    text = text_of(page_of(tmp_path, summed, plain))
+    assert "the attacks tried on the secure sum of a round or one upload recover least from summed" in text
+
+
+def test_faces_that_attacks_recover_are_told(tmp_path):
+    faces = {
+        "truth": {"per_hundred": 100.0},
+        "affine": {"per_hundred": 0.0},
+        "gradient_matching": {"per_hundred": 50.0},
+    }
+    text = text_of(page_of(tmp_path, make(tmp_path / "a", summary=summary_of(), audit=audit_of(faces=faces))))
+    assert "pictures and 50 in a hundred recovered by one attack (gradient matching)" in text
+    faces["gradient_matching"] = {"per_hundred": 0.0}
+    text = text_of(page_of(tmp_path, make(tmp_path / "b", summary=summary_of(), audit=audit_of(faces=faces))))
+    assert "and none in what the attacks recovered of them" in text
+
+
 def test_page_is_well_formed_and_self_contained(tmp_path):
     one = make(tmp_path / "one", summary=summary_of(), audit=audit_of())
     two = make(tmp_path / "two", name="two", summary=summary_of(), audit=audit_of(16.0))

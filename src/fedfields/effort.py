@@ -30,6 +30,9 @@ class AuditSettings:
     seed: int = 0
     """Seed of the attacks' own randomness."""
 
+    summed: int = 16
+    """Most clients of a secure sum whose pictures are inverted together; into larger sums one only looks."""
+
     def __post_init__(self) -> None:
         if min(self.rounds, self.clients) < 1:
             raise ValueError(f"{self.rounds} rounds and {self.clients} clients; an audit needs at least one of each")

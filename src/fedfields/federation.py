@@ -7,7 +7,8 @@ called, or how messages travel.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+import reprlib
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -142,12 +143,14 @@ class Reply(NamedTuple):
         memory: what the client keeps for its next visit.
         metrics: figures about local training.
         steps: outer steps taken.
+        round: for which the report was made; it travels with it.
     """
 
     report: Report
     memory: Memory
     metrics: Metrics
     steps: int
+    round: int
 
 
 class Rejected(ValueError):
@@ -219,7 +222,7 @@ def visit(
         source = source or Secure()
         for transform in _as_told(method, received):
             report = transform.client(report, source)
-    return Reply(report, memory, totals, steps)
+    return Reply(report, memory, totals, steps, round)
 
 
 def own_leaves(loss: Loss, client: Client, seed: int) -> Params:
@@ -333,25 +336,76 @@ def validate(report: Report, like: Report, max_weight: float, max_norm: float = 
         max_weight: largest weight.
         max_norm: largest norm of the client's update, per unit of its weight; 0 for no bound.
     """
-    if set(report) != set(like):
-        raise Rejected(f"its parts are {sorted(report)}, not {sorted(like)}")
+    _check_names(report, like, "its parts")
     for name, part in like.items():
-        if set(report[name]) != set(part):
-            raise Rejected(f"the keys of its {name} are not the model's")
+        _check_names(report[name], part, f"the keys of its {name}")
         for key, leaf in part.items():
             found = report[name][key]
-            if found.shape != leaf.shape or found.dtype != leaf.dtype:
-                raise Rejected(
-                    f"{name}/{key} is {list(found.shape)} {found.dtype}, not {list(leaf.shape)} {leaf.dtype}"
-                )
+            if (sent := _form(found)) != (asked := _form(leaf)):
+                raise Rejected(f"{name}/{key} is {sent}, not {asked}")
             # One number of a finite tensor is finite unless it overflows: look closer only then.
             if not math.isfinite(float(found.sum())) and not bool(torch.isfinite(found).all()):
                 raise Rejected(f"{name}/{key} is not finite: the client's training diverged")
+    if negative := [key for key, leaf in report["stats"].items() if key != "weight" and float(leaf) <= 0]:
+        raise Rejected(f"its {negative[0]} must be positive")
     weight = float(report["stats"]["weight"])
     if not 0 < weight <= max_weight:
         raise Rejected(f"its weight is {weight:g}, not in (0, {max_weight:g}]")
     if max_norm and (size := float(tree.norm(report["delta"])) / weight) > max_norm:
         raise Rejected(f"its update has norm {size:.3g}, beyond the bound {max_norm:g}")
+
+
+def _check_names(found: object, like: Report | Params, what: str) -> None:
+    """Raises `Rejected` unless this is a dict with exactly the names of ``like``."""
+    if not isinstance(found, dict):
+        raise Rejected(f"{what} are {reprlib.repr(found)}, not a dict")
+    if set(found) != set(like):
+        raise Rejected(f"{what} are {reprlib.repr(list(found))}, not {reprlib.repr(list(like))}")
+
+
+def _form(leaf: object) -> str:
+    """What a tensor is but for its values, in words: its shape and dtype, and where it is no ordinary one, why."""
+    if not isinstance(leaf, torch.Tensor):
+        return type(leaf).__name__
+    strange = "" if leaf.layout == torch.strided and leaf.device.type != "meta" else f" ({leaf.layout}, {leaf.device})"
+    return f"{list(leaf.shape)} {leaf.dtype}{strange}"
+
+
+class Door:
+    """Into the sum of one round: each client of the cohort may pass once, with a valid report made for this round.
+
+    What a transport delivers twice or late, or somebody sends again, is refused; a report of another round does not
+    use up the turn of the client in whose name it came.
+    """
+
+    def __init__(self, round: int, cohort: Iterable[Hashable], form: Report, max_norm: float = 0.0) -> None:
+        """The door of a round.
+
+        Args:
+            round: its number.
+            cohort: who was asked.
+            form: what a client that did not move would send, see :func:`expected`.
+            max_norm: as for :func:`validate`.
+        """
+        self._round, self._form, self._max_norm = round, form, max_norm
+        self._cohort = set(cohort)
+        self._waiting = set(self._cohort)
+
+    def admit(self, client: Hashable, report: Report, round: int, weight: float = 1.0) -> None:
+        """Raises `Rejected` unless this client's report may enter the sum.
+
+        Args:
+            client: whose connection, or job, it came from.
+            report: what came.
+            round: for which it says that it was made.
+            weight: p_k of this client; a report may weigh as much, or one.
+        """
+        if round != self._round:
+            raise Rejected(f"it was made for round {round}, and this is round {self._round}")
+        if client not in self._waiting:
+            raise Rejected("it has reported already" if client in self._cohort else "it was not asked in this round")
+        self._waiting.remove(client)
+        validate(report, self._form, max(1.0, weight), self._max_norm)
 
 
 def close_round(

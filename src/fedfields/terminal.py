@@ -178,7 +178,8 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(
         f"k: quality on {whose}, higher is better. PSNR_p: the upload rendered as it is; attack: the best of the quick "
         "attacks (fits that know the truth: upper bounds); floor: the best constant picture; lower is better, and at "
-        "the floor nothing is recovered. Stronger attacks: fedfields audit RUN.",
+        "the floor nothing is recovered. With sec-agg all three are on the mean of a round's uploads, which is all "
+        "that the server has. Stronger attacks: fedfields audit RUN.",
         style="dim",
     )
 
@@ -224,7 +225,9 @@ def show_adaptation(result: Any) -> None:
 
 def show_audit(result: Mapping[str, Any]) -> None:
     """Every attack next to the floors."""
-    table = Table(title="What the attacks recover from one upload (mean PSNR in dB over the audited clients)")
+    summed = result.get("summed") or 1
+    what = "one upload" if summed == 1 else f"the secure sum of {summed} uploads"
+    table = Table(title=f"What the attacks recover from {what} (mean PSNR in dB over the audited clients)")
     for name in ("attack", "PSNR", "kind"):
         table.add_column(name, justify="right" if name == "PSNR" else "left")
     for name, value in (result.get("floor") or {}).items():
@@ -240,6 +243,13 @@ def show_audit(result: Mapping[str, Any]) -> None:
         f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: "
         f"{_number(worst.get('psnr'))} dB, by real attacks {_number(result.get('worst_real'))} dB"
     )
+    if summed > 1 and "newton_unknown" not in (result.get("attacks") or {}):
+        console.print(
+            f"the sum was only looked at; --summed {summed} also inverts it, which takes {summed} times as long"
+        )
+    if faces := result.get("faces"):
+        found = ", ".join(f"{escape(name.replace('_', ' '))} {one['per_hundred']:.0f}" for name, one in faces.items())
+        console.print(f"faces found in a hundred pictures: {found}")
 
 
 def show_placement(placement: Any) -> None:

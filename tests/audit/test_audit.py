@@ -1,6 +1,7 @@
 """The audit against answers that are known: least squares, linear fields, and updates whose picture is in them."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -23,8 +24,10 @@ from fedfields.audit.readouts import (
     regress,
 )
 from fedfields.audit.simulate import simulate
+from fedfields.audit.target import Cohort, target_of
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method, visit
+from fedfields.fields import Siren
 from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr
 from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Projected, Proximal, Reptile
@@ -56,7 +59,7 @@ def client_of(values, name="ann"):
 def observed(method, values, start, name="ann", seed=3):
     """What a server sees of one real visit."""
     reply = visit(method, client_of(values, name), LOSS, {"params": start}, {}, seed=seed, round=1)
-    return Observation(name, 1, start, method.strategy.uploaded(start, reply.report, reply.steps))
+    return Observation((name,), 1, start, method.strategy.uploaded(start, reply.report, reply.steps))
 
 
 @pytest.mark.parametrize("optimizer", [None, Adam()], ids=["sgd", "adam"])
@@ -147,7 +150,7 @@ def test_floors_by_hand():
     values = torch.zeros(4, 4, 3, dtype=torch.float64)
     values[:2] = 1
     start = params_of()
-    result = audit([Observation("ann", 1, start, start)], {"ann": picture_task(values)}, LOSS, Method())
+    result = audit([Observation(("ann",), 1, start, start)], {"ann": picture_task(values)}, LOSS, Method())
     assert result.floor["constant"] == pytest.approx(-10 * math.log10(0.25), abs=1e-4)
     assert result.leak["direct"] == pytest.approx(
         psnr(FIELD(start, GridSignal(values).everything().inputs).reshape(values.shape), values)
@@ -171,7 +174,7 @@ def test_the_learned_readout_never_sees_the_attacked_client(monkeypatch):
     monkeypatch.setattr(module, "learned_readout", spy)
     start = params_of()
     truths = {f"client-{i}": task_of(i) for i in range(4)}
-    observations = [Observation(name, 1, start, params_of(1 + i)) for i, name in enumerate(truths)]
+    observations = [Observation((name,), 1, start, params_of(1 + i)) for i, name in enumerate(truths)]
     settings = AuditSettings(clients=1, matching_steps=1, newton_products=1)
     audit(observations, truths, LOSS, Method(OBJECTIVES["fit"]), level="full", settings=settings)
     assert len(seen) == 4
@@ -205,7 +208,6 @@ def attack_of(method, observation, seed=3):
 @pytest.mark.parametrize("name", ["fit", "fomaml", "reptile", "menf"])
 def test_inversion_recovers_a_tiny_picture_and_only_from_its_own_update(name):
     """More weights than numbers in the picture: it comes back nearly whole, also under FedMeNF's loss."""
-    from fedfields.fields import Siren
 
     start = tree.to(Siren(16, 2).init(2, 3, generator(0)), torch.float64)
     inner = Inner(2, 0.05, 0)
@@ -243,9 +245,9 @@ def test_broken_uploads_do_not_break_the_audit():
     huge = tree.scale(params_of(1), 1e30)
     truths = {name: task_of(i) for i, name in enumerate(("a", "b", "c"))}
     observations = [
-        Observation("a", 1, start, broken),
-        Observation("b", 1, start, huge),
-        Observation("c", 1, start, params_of(2)),
+        Observation(("a",), 1, start, broken),
+        Observation(("b",), 1, start, huge),
+        Observation(("c",), 1, start, params_of(2)),
     ]
     settings = AuditSettings(clients=3, matching_steps=2, newton_products=2)
     result = audit(observations, truths, LOSS, Method(OBJECTIVES["maml"]), level="full", settings=settings)
@@ -262,10 +264,10 @@ def test_broken_uploads_do_not_break_the_audit():
 
 def test_observations_survive_the_journey_to_disk(tmp_path):
     start = params_of(dtype=torch.float32)
-    written = [Observation(f"owner/{i}", 7, start, params_of(i, torch.float32)) for i in range(3)]
+    written = [Observation((f"owner/{i}", "x"), 7, start, params_of(i, torch.float32)) for i in range(3)]
     save_observations(tmp_path / "round.safetensors", written)
     for before, after in zip(written, load_observations(tmp_path / "round.safetensors"), strict=True):
-        assert (before.client, before.round) == (after.client, after.round)
+        assert (before.clients, before.round) == (after.clients, after.round)
         assert list(before.start) == list(after.start)
         assert all(torch.equal(before.upload[key], after.upload[key]) for key in start)
     (tmp_path / "round.safetensors").write_bytes(b"rubbish")
@@ -273,12 +275,79 @@ def test_observations_survive_the_journey_to_disk(tmp_path):
         load_observations(tmp_path / "round.safetensors")
 
 
+def cohort_of(*pictures):
+    return Cohort({f"owner-{i}": target_of(picture_task(values)) for i, values in enumerate(pictures)})
+
+
+def test_pictures_of_a_sum_go_to_the_owners_they_fit_best():
+    """Against all permutations."""
+    cohort = cohort_of(*OTHERS[:4])
+    found = cohort.unknown[[2, 0, 3, 1]] + 0.3 * torch.randn(4, 6, 6, 3, generator=generator(1), dtype=torch.float64)
+    wanted = max(
+        sum(psnr(found[i], truth) for i, truth in zip(order, cohort.unknown, strict=True))
+        for order in itertools.permutations(range(4))
+    )
+    given = cohort.assigned(found)
+    assert sorted(given) == list(cohort.targets)
+    reached = sum(psnr(given[name], target.truth) for name, target in cohort.targets.items())
+    assert reached == pytest.approx(wanted, abs=1e-5)
+    assert {tuple(one.flatten().tolist()) for one in given.values()} == {tuple(one.flatten().tolist()) for one in found}
+
+
+def test_a_sum_of_single_gradient_steps_knows_only_the_mean_picture():
+    """Law: the gradient of a squared error is linear in the colours, so pictures of one mean give one sum."""
+    cohort, method, start = cohort_of(*OTHERS[:3]), Method(Fit(), Local(lr=0.1)), params_of()
+
+    def simulated(name, task):
+        return simulate(method, task, start, LOSS, generator(0))
+
+    whole = cohort.update(simulated, cohort.unknown)
+    mean = simulate(method, picture_task(cohort.unknown.mean(0)), start, LOSS, generator(0))
+    for key, leaf in whole.items():
+        torch.testing.assert_close(leaf, mean[key], rtol=1e-9, atol=1e-12)
+    # Two steps are not linear any more.
+    method = dataclasses.replace(method, local=Local(steps=2, lr=0.1))
+    twice = cohort.update(simulated, cohort.unknown)
+    mean = simulate(method, picture_task(cohort.unknown.mean(0)), start, LOSS, generator(0))
+    assert any(not torch.allclose(leaf, mean[key], rtol=1e-9, atol=1e-12) for key, leaf in twice.items())
+
+
+def test_both_pictures_of_a_sum_of_two_come_back_and_only_from_their_own_sum():
+    start = tree.to(Siren(16, 2).init(2, 3, generator(0)), torch.float64)
+    method = Method(Reptile(Inner(4, 0.1, 0)), Local(lr=1.0))
+    tasks = {f"owner-{i}": picture_task(values) for i, values in enumerate([PICTURE, *OTHERS])}
+    first, second, *rest = [observed(method, values, start).upload for values in [PICTURE, *OTHERS]]
+    settings = AuditSettings(clients=1, matching_steps=40, newton_products=200, polish_steps=2, known_draws=False)
+
+    def attacked(one, other):
+        mean = tree.scale(tree.add(one, other), 0.5)
+        both = Observation(("owner-0", "owner-1"), 1, start, mean)
+        result = audit([both], tasks, LOSS, method, level="full", settings=settings)
+        return result.leak["newton_unknown"], result.floor["mean_of_others"]
+
+    found, floor = attacked(first, second)
+    assert found > floor + 5, (found, floor)
+    found, floor = attacked(rest[0], rest[1])
+    assert found < floor + 2, (found, floor)
+
+
+def test_pictures_of_unlike_shapes_in_a_sum_are_only_looked_at():
+    start = params_of()
+    tasks = {"a": task_of(0), "b": task_of(1, shape=(5, 6)), "c": task_of(2)}
+    settings = AuditSettings(clients=1, matching_steps=1, newton_products=1)
+    result = audit(
+        [Observation(("a", "b"), 1, start, params_of(1))], tasks, LOSS, Method(MAML), level="full", settings=settings
+    )
+    assert set(result.worst) == {"a", "b"} and "ntk" in result.figures
+    assert "newton_unknown" not in result.figures and "learned" not in result.figures
+
+
 def test_clips_are_audited_like_pictures():
     start = params_of(in_dim=3)
     task = task_of(shape=(2, 4, 4))
     settings = AuditSettings(clients=1, matching_steps=2, newton_products=3)
     result = audit(
-        [Observation("ann", 1, start, params_of(1, in_dim=3))],
+        [Observation(("ann",), 1, start, params_of(1, in_dim=3))],
         {"ann": task},
         LOSS,
         Method(OBJECTIVES["menf"]),

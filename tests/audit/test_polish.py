@@ -128,7 +128,7 @@ def test_the_deviation_is_nil_without_draws_and_not_with_them():
 
 def test_a_full_audit_reports_the_polished_pictures():
     _, update = attacked(Method(Fit(), Local(lr=0.1)), SHARP)
-    seen = Observation("ann", 1, START, tree.add(START, update))
+    seen = Observation(("ann",), 1, START, tree.add(START, update))
     truths = {"ann": picture_task(SHARP)} | {f"other-{i}": picture_task(values) for i, values in enumerate(OTHERS)}
     settings = AuditSettings(clients=1, matching_steps=1, newton_products=30, polish_steps=100)
     method = Method(Fit(), Local(lr=0.1))

@@ -211,7 +211,7 @@ def test_the_render_of_the_upload_is_the_direct_attack(balls):
     clients, loss, start = posed(balls)
     tasks = {client.name: client.train[0] for client in clients}
     upload = tree.add(start, tree.randn_like(start, generator(5)), 0.05)
-    result = audit([Observation(clients[0].name, 1, start, upload)], tasks, loss, Method())
+    result = audit([Observation((clients[0].name,), 1, start, upload)], tasks, loss, Method())
     query = clients[0].train[0].query
     assert result.leak["direct"] == pytest.approx(psnr(render(loss, upload, query), query.values), abs=1e-4)
     constant = query.values.reshape(-1, 3).mean(0).expand_as(query.values)
@@ -227,7 +227,7 @@ def test_gradient_matching_finds_colours_of_photographs(balls, finished):
     upload = method.strategy.uploaded(setup.params, reply.report, reply.steps)
     settings = AuditSettings(clients=1, matching_steps=60, newton_products=40, polish_steps=5)
     result = audit(
-        [Observation(client.name, 1, setup.params, upload)],
+        [Observation((client.name,), 1, setup.params, upload)],
         {one.name: one.train[0] for one in setup.federation.clients},
         loss,
         method,

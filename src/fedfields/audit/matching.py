@@ -88,7 +88,10 @@ def total_variation(values: Tensor, grid_axes: int) -> Tensor:
 
 
 def starting_pictures(mean: Tensor, broadcast: Tensor, generator: Generator) -> dict[str, Tensor]:
-    """Public mean, render of the broadcast model, grey, noise."""
+    """Public mean, render of the broadcast model, grey, noise, for each picture of a cohort ``[n, *shape, C]``."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
     shown = broadcast.nan_to_num(0.5) + 0.02 * noise  # The render itself would give no update, which has no direction.
-    return {"mean": mean, "broadcast": shown, "grey": torch.full_like(mean, 0.5), "noise": 0.5 + 0.2 * noise}
+    grey = torch.full_like(mean, 0.5)
+    if len(mean) > 1:  # A sum is the same whoever sent what: pictures that start alike would stay alike.
+        mean, grey = mean + 0.1 * noise, grey + 0.1 * noise
+    return {"mean": mean, "broadcast": shown, "grey": grey, "noise": 0.5 + 0.2 * noise}

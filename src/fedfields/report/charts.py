@@ -8,7 +8,7 @@ from fedfields.report.figures import DECIBELS, FLOOR, Line, Points, Spot, figure
 from fedfields.report.parts import chart, grid, section
 from fedfields.report.runs import Run
 from fedfields.report.text import clean, esc, plural
-from fedfields.report.words import GROUPS, Steps
+from fedfields.report.words import GROUPS, Steps, attacked
 
 Curves = Mapping[str, Callable[[Run], Points]]
 
@@ -49,7 +49,7 @@ def tradeoff(runs: Sequence[Run], steps: Steps) -> str:
 
 def rounds(runs: Sequence[Run]) -> str:
     """What attacks recover, and every plain figure of the training, round by round."""
-    intro = "Attacks are on single uploads: higher reveals more. PSNR_p is one of them, and a naive one."
+    intro = f"Attacks are on {attacked(runs)}: higher reveals more. PSNR_p is one of them, and a naive one."
     leaks, trained = _leakage(runs), [run for run in runs if run.rounds]
     return section("rounds", "Round by round", intro if leaks else "", grid(leaks + _training(runs), trained))
 
@@ -97,7 +97,7 @@ def _leakage(runs: Sequence[Run]) -> list[str]:
         for name, audited in sources.items()
     }
     charts = []
-    for title, lines in _panels("What one upload reveals", LEAKAGE, runs).items():
+    for title, lines in _panels(f"What {attacked(runs)} reveals", LEAKAGE, runs).items():
         grey = floors["audit's floor" if title.endswith("audit") else "floor"]
         if len(runs) == 1:
             grey = [line for each in floors.values() for line in each]

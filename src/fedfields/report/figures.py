@@ -119,7 +119,7 @@ def plane(alt: str, spots: Sequence[Spot], floors: Sequence[float], baseline: fl
     if baseline is not None:
         drawing = _stroke(f"M{LEFT} {y(baseline):.1f}H{WIDTH - 12}", 0) + drawing
     marks = [(x(spot.leak), y(height)) for spot in spots for height, _ in spot.heights]
-    below = "worst attack on one upload, dB (further right reveals more)"
+    below = "worst attack, dB (further right reveals more)"
     return _chart(alt, x, y, below, "PSNR after adaptation, dB", drawing + _labels(labels, marks))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedfields.errors import UserError
 from fedfields.report.text import clean
-from fedfields.store import read_json
+from fedfields.store import MAX_LINES, parse_json, read_file, read_json
 
 FLOORS = {
     "constant": "best constant image",
@@ -164,7 +164,18 @@ class Run:
         judged = [set(entry["views"]) for entry in self.rounds if mapping(entry.get("views"))]
         return len(set.intersection(*judged)) if judged else 0
 
-    # What one upload gives away.
+    # What one upload, or a sum of them, gives away.
+
+    @cached_property
+    def summed(self) -> bool:
+        """Whether reports were summed in secret, so that the sum of a round is all that the server has."""
+        privacy = mapping(self.manifest.get("experiment")).get("privacy")
+        return any(mapping(part).get("type") == "SecAgg" for part in (privacy if isinstance(privacy, list) else []))
+
+    @property
+    def attacked(self) -> str:
+        """What the attacks were on."""
+        return "the secure sum of a round" if self.summed else "one upload"
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:
@@ -271,9 +282,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
 def _read_rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The rounds in order, the last line of each one counting, and how many lines before the last were damaged."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        lines = read_file(path, MAX_LINES).decode("utf-8", "replace").split("\n") if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); check its permissions") from error
     entries = [_entry(line) for line in lines]
     rounds = {entry["round"]: entry for entry in entries if entry is not None}
     return [rounds[step] for step in sorted(rounds)], sum(entry is None for entry in entries[:-1])
@@ -282,8 +293,8 @@ def _read_rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _entry(line: str) -> dict[str, Any] | None:
     """One round, or None for an empty, truncated or foreign line."""
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line)
+    except ValueError:
         return None
     step = number(entry.get("round")) if isinstance(entry, dict) else None
     return None if step is None else {**entry, "round": int(step)}

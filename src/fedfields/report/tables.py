@@ -8,7 +8,7 @@ from typing import Any
 from fedfields.report.parts import named, section, table
 from fedfields.report.runs import FLOORS, Attack, Run, items, mapping, number, rank
 from fedfields.report.text import db, duration, esc, plural, size
-from fedfields.report.words import GROUPS, Steps, attack_name, worst_name
+from fedfields.report.words import GROUPS, Steps, attack_name, attacked, worst_name
 
 FIGURES = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
 """What is measured on a test photograph of a place: its name, and how many places are shown."""
@@ -33,7 +33,7 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     elif steps[0] is not None:
         found.append((f"After {plural(steps[0], 'step')}", f"{db(run.quality(steps[0]))} dB", _quality(run, steps)))
     if run.worst:
-        found.append(("Worst attack", f"{db(run.worst[1])} dB", f"on one upload: {esc(worst_name(run))}"))
+        found.append(("Worst attack", f"{db(run.worst[1])} dB", f"on {run.attacked}: {esc(worst_name(run))}"))
     if run.excess is not None and run.ground:
         found.append(("Over the floor", f"{db(run.excess, True)} dB", f"{run.ground[0]}, {db(run.ground[1])} dB"))
     if (naive := number(run.latest("psnr_p"))) is not None:
@@ -168,12 +168,13 @@ def attacks(runs: Sequence[Run]) -> str:
     """What every attack recovered, beside what needs no upload."""
     runs = [run for run in runs if run.attacks]
     intro = (
-        "What the server recovers from one upload, mean over the audited owners, in dB. "
+        f"What the server recovers from {attacked(runs)}, mean over the audited owners, in dB. "
         "An <em>upper bound</em> was helped by the true picture (an oracle fit) or by the pixel draws, "
         "which a real server does not have."
     )
     if len(runs) == 1 and (audited := number(runs[0].audit.get("round"))):
-        intro += f" Audited here: uploads of round {audited:.0f}."
+        what = f"the sum of {number(runs[0].audit.get('summed')) or 0:.0f} uploads" if runs[0].summed else "uploads"
+        intro += f" Audited here: {what} of round {audited:.0f}."
     if not all(run.audited for run in runs):
         intro += " Take quick attacks other than the direct render as upper bounds, too."
     body = _of_many(runs) if len(runs) > 1 else _of_one(runs[0]) if runs else ""

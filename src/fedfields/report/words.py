@@ -58,6 +58,11 @@ def headline_steps(runs: Sequence[Run]) -> Steps:
     return few, 32 if 32 in more else max(more, default=None)
 
 
+def attacked(runs: Sequence[Run]) -> str:
+    """What the attacks on these runs were on."""
+    return " or ".join(dict.fromkeys(run.attacked for run in runs)) or "one upload"
+
+
 def verdict(run: Run, steps: int | None) -> str:
     """What the figures say about one run."""
     gained, leaked = _gain(run, steps), _leak(run)
@@ -99,7 +104,7 @@ def _leak(run: Run) -> str:
     if run.worst is None:
         return _unmeasured(run)
     which = f" ({worst_name(run)})" if run.worst[0] else ""
-    text = f"the worst attack tried on one upload{which} recovers {db(run.worst[1])} dB on average"
+    text = f"the worst attack tried on {run.attacked}{which} recovers {db(run.worst[1])} dB on average"
     if run.ground is None or run.excess is None:
         text += ", and no floor was measured to compare it with"
     else:
@@ -161,7 +166,8 @@ def _leakiest(runs: Sequence[Run]) -> str:
     low, high = min(value for value, _ in found), max(value for value, _ in found)
     least = listed([run.label for value, run in found if value <= low + CLOSE])
     most = listed([run.label for value, run in found if value >= high - CLOSE])
-    text = f"the attacks tried on one upload recover least from {least} ({db(low, True)} dB over the floor)"
+    what = attacked([run for _, run in found])
+    text = f"the attacks tried on {what} recover least from {least} ({db(low, True)} dB over the floor)"
     return text + (f" and most from {most} ({db(high, True)} dB)" if high - low > CLOSE else "")
 
 
@@ -173,7 +179,15 @@ def alike(runs: Sequence[Run]) -> bool:
 def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
     """What the reader must not overlook about one run."""
     warned = run.summary.get("warnings")
-    found = [_unfinished(run), _diverged(run), _idle(run, baseline, steps), _naive(run), _seeded(run)]
+    found = [
+        _unfinished(run),
+        _diverged(run),
+        _idle(run, baseline, steps),
+        _naive(run),
+        _seeded(run),
+        _hidden(run),
+        _faces(run),
+    ]
     if run.damaged:
         found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")
     found += _dropped(run) + [clean(text, 400) for text in (warned if isinstance(warned, list) else [])[:50]]
@@ -229,6 +243,33 @@ def _seeded(run: Run) -> str:
     return (
         "The noise came from the seed, which is among the settings: whoever has it can take the noise away, and the "
         "epsilon is that of the same run with secure noise. Use --noise secure for weights that are given away."
+    )
+
+
+def _faces(run: Run) -> str:
+    """What a face detector finds in what the server can make of the audited owners' pictures."""
+    counts = {
+        name: value
+        for name, one in mapping(run.audit.get("faces")).items()
+        if (value := number(mapping(one).get("per_hundred"))) is not None
+    }
+    truth = counts.pop("truth", None)
+    if truth is None or not counts:
+        return ""
+    most = max(counts, key=lambda name: counts[name])
+    found = f"A face detector finds {truth:.0f} faces in a hundred of the audited owners' pictures and"
+    if not counts[most]:
+        return f"{found} none in what the attacks recovered of them; somebody who knows the owner may still see one."
+    return f"{found} {counts[most]:.0f} in a hundred recovered by one attack ({attack_name(most)})."
+
+
+def _hidden(run: Run) -> str:
+    """What the figures about privacy are on where single reports are masked."""
+    if not run.summed or not run.worst:
+        return ""
+    return (
+        "Reports were summed in secret: of a single one the server has random numbers. PSNR_p and attacks are on what "
+        "it does have, the mean of a round's uploads, and are measured against the picture of each owner in it."
     )
 
 

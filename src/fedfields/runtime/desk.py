@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from fedfields.errors import UserError
-from fedfields.federation import Rejected, Reply, expected
+from fedfields.errors import UserError, said
+from fedfields.federation import Door, Rejected, Reply, expected
 from fedfields.privacy.secure import Client as SecretClient
 from fedfields.privacy.secure import Refused
 from fedfields.runtime.inprocess import Context, Job, Settings, checked, visit_job
@@ -148,8 +148,8 @@ class Desk:
             except Exception as error:
                 if self._shelf is not None and not isinstance(error, Rejected):
                     raise
-                reply = Failed(f"{type(error).__name__}: {error}")
-            return checked(reply, self.form, job.weight, self.seat.settings.max_norm)
+                reply = Failed(said(error))
+            return checked(reply, Door(job.number, [job.client], self.form, self.seat.settings.max_norm), job)
 
     def _check(self, job: Job) -> None:
         """Refuses weights of another model."""
@@ -158,10 +158,11 @@ class Desk:
             raise Rejected("the weights that were sent are not of the model that was agreed on")
 
     def _reply(self, letter: Letter, reply: Reply, trees: dict[str, Params], info: dict[str, Any]) -> Letter:
+        info = info | {"round": reply.round}
         if self._shelf is not None:
             self._shelf.put(letter.info["number"], reply.memory, letter.info["oldest"])
             return Letter(trees, info)
-        info = info | {"steps": reply.steps, "metrics": json.dumps(reply.metrics)}
+        info |= {"steps": reply.steps, "metrics": json.dumps(reply.metrics)}
         return Letter(trees | {KEPT + name: tree for name, tree in reply.memory.items()}, info)
 
 

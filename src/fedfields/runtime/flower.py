@@ -178,9 +178,10 @@ class Flower:
 
     def _remembered(self, job: Job, letter: Letter) -> Reply:
         """The reply but for its report; of an owner's memory only the round is known here."""
+        number = letter.info.get("round", 0)
         if self._oldest is not None:
-            return Reply({}, {"kept": {"round": torch.tensor(job.number)}}, {}, 0)
-        return Reply({}, part(letter, KEPT), json.loads(letter.info["metrics"]), letter.info["steps"])
+            return Reply({}, {"kept": {"round": torch.tensor(job.number)}}, {}, 0, number)
+        return Reply({}, part(letter, KEPT), json.loads(letter.info["metrics"]), letter.info["steps"], number)
 
     def _welcomed(self, number: int) -> list[int]:
         """Who is there; newcomers are greeted first."""

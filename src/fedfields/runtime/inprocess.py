@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from fedfields import tree
 from fedfields.errors import UserError
 from fedfields.federation import (
+    Door,
     Method,
     Rejected,
     Reply,
@@ -19,7 +20,6 @@ from fedfields.federation import (
     sample_cohort,
     settle,
     start_server,
-    validate,
     visit,
 )
 from fedfields.privacy import SecAgg
@@ -123,6 +123,7 @@ class Round(NamedTuple):
         received: what was broadcast.
         replies: accepted replies by client index.
         record: figures of the round, ready for ``metrics.jsonl``.
+        total: the sum of the reports, where the server saw nothing else of them but noise.
     """
 
     state: ServerState
@@ -130,6 +131,7 @@ class Round(NamedTuple):
     received: Memory
     replies: dict[int, Reply]
     record: dict
+    total: Report | None = None
 
 
 class Here:
@@ -259,6 +261,12 @@ def run_rounds(
     equal = settings.weights is None or all(weight == 1 for weight in settings.weights)
     if not equal and any(part.uniform_weights for part in context.method.privacy):
         raise ValueError("noise hides a client only among equals: give every client the weight 1")
+    size, least = min(settings.cohort, len(context.clients)), getattr(context.method.strategy, "least", 1)
+    if size < least:
+        raise UserError(
+            f"the strategy needs at least {least} clients in a round to tolerate what it should, and there are only "
+            f"{size}; share the data out among more, raise --cohort, or lower --strategy.tolerate"
+        )
     initial = context.method.client_init(state.params)
     form = expected(context.method, state.params)
     while (progress := settings.progress(state.round, spent)) < 1:
@@ -299,11 +307,11 @@ def run_round(
         "bytes_up": found.bytes_up,
         "seconds": time.perf_counter() - started,
     }
-    return Round(found.state, memories, received, found.replies, record)
+    return Round(found.state, memories, received, found.replies, record, found.total)
 
 
 class _Found(NamedTuple):
-    """What came of a round's visits; the replies hold what the server saw of each report."""
+    """What came of a round's visits; the replies hold what the server saw of each report, ``total`` a secure sum."""
 
     state: ServerState
     cohort: list[int]
@@ -312,6 +320,7 @@ class _Found(NamedTuple):
     figures: dict
     bytes_up: int
     bytes_down: int = 0
+    total: Report | None = None
 
 
 class _Call(NamedTuple):
@@ -364,7 +373,7 @@ class _Call(NamedTuple):
         for attempt in range(sums.tries):
             cohort = self._cohort(attempt)
             rules = settings_of(sums, plan, self.carrier.session, self.number, attempt)
-            order = SecretOrder(plan, rules, attempt, self._jobs(cohort), self._checked)
+            order = SecretOrder(plan, rules, attempt, self._jobs(cohort), self._check(cohort))
             try:
                 with one_thread():
                     found, replies = self.carrier.secret_sum(order)
@@ -374,8 +383,8 @@ class _Call(NamedTuple):
                 refused += self._named(reason.dropped)
                 continue
             more = {"scaled": found.scaled} | ({"abandoned": reasons} if reasons else {})
-            dropped = self._named(found.dropped)
-            return _Found(state, cohort, replies, dropped, figures | more, found.bytes_up, found.bytes_down)
+            dropped, traffic = self._named(found.dropped), (found.bytes_up, found.bytes_down)
+            return _Found(state, cohort, replies, dropped, figures | more, *traffic, found.total)
         raise AllFailed(self.number, refused, f"no sum came of {sums.tries} cohorts of {size}: {reasons[-1]}")
 
     def _named(self, dropped: dict[int, str]) -> list[dict[str, str]]:
@@ -418,20 +427,21 @@ class _Call(NamedTuple):
 
     def _visits(self, cohort: list[int]) -> Iterator[Reply | Rejected]:
         """Every client's reply as it comes, in the order of the cohort, or why it is no good."""
-        jobs = self._jobs(cohort)
+        jobs, check = self._jobs(cohort), self._check(cohort)
         for job, reply in zip(jobs, self.carrier.visits(jobs), strict=True):
-            yield self._checked(job, reply)
+            yield check(job, reply)
 
-    def _checked(self, job: Job, reply: Reply | Failed) -> Reply | Rejected:
-        return checked(reply, self.form, job.weight, self.settings.max_norm)
+    def _check(self, cohort: list[int]) -> Callable[[Job, Reply | Failed], Reply | Rejected]:
+        door = Door(self.number, cohort, self.form, self.settings.max_norm)
+        return lambda job, reply: checked(reply, door, job)
 
 
-def checked(reply: Reply | Failed, form: Report, weight: float, max_norm: float) -> Reply | Rejected:
+def checked(reply: Reply | Failed, door: Door, job: Job) -> Reply | Rejected:
     """The reply if it may be used, or why not."""
     if isinstance(reply, Failed):
         return Rejected(str(reply))
     try:
-        validate(reply.report, form, max(1.0, weight), max_norm)
+        door.admit(job.client, reply.report, reply.round, job.weight)
     except Rejected as reason:
         return reason
     return reply

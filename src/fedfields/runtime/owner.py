@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,7 @@ from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene, own_photographs
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import photos_of
-from fedfields.store import cannot_write, write_json
+from fedfields.store import append_line, parse_json, write_json
 from fedfields.types import Client, Memory, Params
 
 MASKED = "train.masked"
@@ -150,8 +149,8 @@ class Owner:
         if not isinstance(text, str) or len(text) > LARGEST_EXPERIMENT:
             raise Declined("the server sent no experiment")
         try:
-            experiment = from_json(json.loads(text))
-        except (ValueError, RecursionError) as error:
+            experiment = from_json(parse_json(text))
+        except ValueError as error:
             raise Declined(f"the server's experiment cannot be read ({type(error).__name__})") from error
         if not isinstance(experiment, Experiment):
             raise Declined("the server sent something else than an experiment")
@@ -236,14 +235,7 @@ class Log:
             "under_masks": _shapes(self._form() if masked else {}),
             "values": values,
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        append_line(self.path, json.dumps(line))
         self.messages, self.bytes = self.messages + 1, self.bytes + weight
         return line
 
@@ -264,8 +256,8 @@ def _frame(info: dict[str, Any]) -> Frame | None:
     if text is None:
         return None
     try:
-        return frame_from(json.loads(text), "the server's frame")
-    except (ValueError, RecursionError) as error:
+        return frame_from(parse_json(text), "the server's frame")
+    except ValueError as error:
         raise Declined(f"the server's frame cannot be read ({type(error).__name__})") from error
 
 

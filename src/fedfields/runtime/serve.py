@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fedfields.config import Experiment, to_json
 from fedfields.errors import UserError
 from fedfields.privacy.dp import Clipped
-from fedfields.runtime.checkpoint import existing
+from fedfields.runtime.checkpoint import existing, round_of
 from fedfields.runtime.desk import Letter
 from fedfields.runtime.engine import SuperLink, Tls, check_address, hush
 from fedfields.runtime.flower import Flower, Node, Rules
@@ -141,4 +141,4 @@ def _weigh(setup: RemoteSetup, client: int, letter: Letter) -> None:
 
 def _oldest(folder: Path) -> int:
     found = existing(folder / "checkpoints")
-    return int(found[0].name.removeprefix("round-")) if found else 0
+    return round_of(found[0]) if found else 0

@@ -158,8 +158,8 @@ def _evaluate(setup: TaskSetup, current: Checkpoint, pool: Pool, *, final: bool)
 def _privacy(setup: TaskSetup, current: Checkpoint) -> dict:
     """PSNR_p and SSIM_p as the official code computes them, and the cheap level of the audit.
 
-    Both look at the last upload of every training client. PSNR_p counts a client that never had its turn with the
-    initial weights; the audit leaves it out, for it has sent nothing.
+    Both look at the last upload of every training client, or at the last secure sum that it is in. PSNR_p counts a
+    client that never had its turn with the initial weights; the audit leaves it out, for it has sent nothing.
     """
     clients, last = setup.federation.clients, current.uploads.last
     pairs = []
@@ -190,10 +190,14 @@ def cheap_audit(setup: TaskSetup, current: Checkpoint) -> AuditResult:
 
 
 def _remember(setup: TaskSetup, uploads: Uploads, step: Round) -> Uploads:
-    """The uploads after a round: its own in place of older ones of the same clients."""
+    """The uploads after a round: its own in place of older ones of the same clients.
+
+    Of a secure sum, everybody's is the mean: what the sum gives away as if it were one report.
+    """
     number, start = step.state.round, step.received["params"]
     uploaded = setup.experiment.strategy.uploaded
-    last = uploads.last | {i: (number, uploaded(start, reply.report, reply.steps)) for i, reply in step.replies.items()}
+    reports = {i: (step.total or reply.report, reply.steps) for i, reply in step.replies.items()}
+    last = uploads.last | {i: (number, uploaded(start, *report)) for i, report in reports.items()}
     needed = {number for number, _ in last.values()}
     broadcasts = uploads.broadcasts | {number: step.received["params"]}
     return Uploads(last, {number: broadcasts[number] for number in sorted(needed)})
@@ -208,12 +212,17 @@ def _observe(setup: TaskSetup, folder: Path, current: Checkpoint) -> None:
 
 
 def _observations(setup: TaskSetup, current: Checkpoint) -> list[Observation]:
-    """What the server last saw of every client."""
+    """What the server last saw of every client; clients whose last reports are in the same secure sum are together."""
     clients, uploads = setup.federation.clients, current.uploads
-    return [
-        Observation(clients[i].name, number, uploads.broadcasts[number], weights)
-        for i, (number, weights) in sorted(uploads.last.items())
-    ]
+    senders: dict[int, list[int]] = {}
+    for i, (number, _) in sorted(uploads.last.items()):
+        senders.setdefault(number if setup.context.method.sums else -i, []).append(i)
+    found = []
+    for together in senders.values():
+        number, weights = uploads.last[together[0]]
+        names = tuple(clients[i].name for i in together)
+        found.append(Observation(names, number, uploads.broadcasts[number], weights))
+    return found
 
 
 def _owner_sheet(setup: TaskSetup, folder: Path, params: Params) -> None:
@@ -243,4 +252,5 @@ def _server_sheet(setup: TaskSetup, folder: Path, current: Checkpoint) -> None:
     """Truth and what the render family recovers from the last upload."""
     result = cheap_audit(setup, current)
     columns, rows = result.sheet(SHOWN)
-    save_sheet(folder / "images", "server", "What the server reconstructs from one upload", columns, rows)
+    what = "the secure sum of a round" if setup.context.method.sums else "one upload"
+    save_sheet(folder / "images", "server", f"What the server reconstructs from {what}", columns, rows)
