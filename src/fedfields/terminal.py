@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fedfields.report.text import duration, plural, size
+from fedfields.report.text import clean, duration, plural, size
 from fedfields.report.words import attack_name
 from fedfields.types import Advance
 
@@ -72,10 +72,10 @@ def serving(name: str) -> Iterator[tuple[Callable[[dict, int], None], Callable[[
         task = bar.add_task(escape(name), total=None)
 
         def on_round(record: dict, total: int) -> None:
-            bar.console.print(escape(_served(record, total)), soft_wrap=True, highlight=False)
+            bar.console.print(_foreign(_served(record, total)), soft_wrap=True, highlight=False)
             bar.update(task, completed=record["round"], total=total)
 
-        yield on_round, lambda line: bar.console.print(escape(line), soft_wrap=True, highlight=False)
+        yield on_round, lambda line: bar.console.print(_foreign(line), soft_wrap=True, highlight=False)
 
 
 def _served(record: Mapping[str, Any], total: int) -> str:
@@ -107,7 +107,12 @@ def show_served(summary: Mapping[str, Any]) -> None:
 
 def said(line: str) -> None:
     """A line for an owner's terminal."""
-    errors.print(escape(line), soft_wrap=True, highlight=False)
+    errors.print(_foreign(line), soft_wrap=True, highlight=False)
+
+
+def _foreign(line: str) -> str:
+    """A line of which parts came over the network: nothing in it may move the cursor or clear the screen."""
+    return escape(clean(line, 2000))
 
 
 @contextmanager
@@ -119,7 +124,7 @@ def busy(line: str) -> Iterator[None]:
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as bar:
-        bar.add_task(escape(line), total=None)
+        bar.add_task(_foreign(line), total=None)
         yield
 
 

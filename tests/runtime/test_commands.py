@@ -18,7 +18,7 @@ from fedfields.runtime.desk import Letter
 from fedfields.runtime.join import _told
 from fedfields.runtime.keys import make_owner, make_server
 from fedfields.runtime.owner import Log, Policy
-from fedfields.terminal import _served, busy
+from fedfields.terminal import _served, busy, said
 from tests.runtime.test_run import fails
 
 EXPERIMENT = """
@@ -225,7 +225,7 @@ def test_an_owner_is_told_of_everything_else(tmp_path):
     assert not line["masked"] and not line["under_masks"]
     shown, _ = told(tmp_path, "query.share", Letter({}, {"letter": b"abc"}), 3)
     assert shown == "round 7: sent 3 bytes: pieces of the masks' keys, each sealed for one other owner"
-    assert told(tmp_path, "query.hello", Letter({}, {"size": 5.0}), 0)[0] == "round 7: sent 0 bytes: size 5.0"
+    assert told(tmp_path, "query.hello", Letter({}, {"size": 5.0}), 0)[0] == "round 7: told the server size 5.0"
 
 
 def test_the_server_s_terminal_names_rounds_owners_failures_bytes_and_privacy():
@@ -240,6 +240,11 @@ def test_training_is_said_once_where_there_is_no_terminal(capsys):
     with busy("round 1: training on your data"):
         pass
     assert capsys.readouterr().err == "round 1: training on your data\n"
+
+
+def test_nothing_from_the_network_moves_the_cursor(capsys):
+    said("round \x1b[2J\x1b]0;mine\x07 [red]1[/]\r\n2: sent")
+    assert capsys.readouterr().err == "round \ufffd[2J\ufffd]0;mine\ufffd [red]1[/]  2: sent\n"
 
 
 def test_an_owner_hears_first_what_it_insists_on(tmp_path):

@@ -49,7 +49,7 @@ def test_all_that_a_broadcast_holds(name):
 
 def test_all_that_comes_back_from_a_visit():
     """Only the report travels; the log of a simulation has means of the metrics over the cohort."""
-    assert Reply._fields == ("report", "memory", "metrics", "steps")
+    assert Reply._fields == ("report", "memory", "metrics", "steps", "round")
 
 
 def test_all_that_the_log_of_a_run_holds(finished):  # noqa: F811

@@ -134,8 +134,10 @@ def _told(line: Mapping[str, Any]) -> str:
         what = f"your update under masks ({_sizes(line['under_masks'])}): noise, to whoever sees it alone"
     elif tensors:
         what = f"your update, readable by the server ({_sizes(tensors)})"
+    elif line["kind"] in STEPS:
+        what = STEPS[line["kind"]]
     else:
-        what = STEPS.get(line["kind"]) or ", ".join(f"{name} {value}" for name, value in values.items())
+        return f"round {line['round']}: told the server {', '.join(f'{name} {one}' for name, one in values.items())}"
     return f"round {line['round']}: sent {line['bytes']:,} bytes: {what}"
 
 
