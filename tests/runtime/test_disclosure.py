@@ -48,7 +48,7 @@ def test_all_that_a_broadcast_holds(name):
 
 
 def test_all_that_comes_back_from_a_visit():
-    """Only the report travels; the log of a simulation has means of the metrics over the cohort."""
+    """Only the report and its round travel; the log of a simulation has means of the metrics over the cohort."""
     assert Reply._fields == ("report", "memory", "metrics", "steps", "round")
 
 
