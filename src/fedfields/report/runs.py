@@ -58,6 +58,11 @@ class Run:
         return self.preset == "local"
 
     @property
+    def served(self) -> bool:
+        """Whether the owners were on other machines, so that nothing was judged here."""
+        return self.manifest.get("served") is True
+
+    @property
     def done(self) -> int:
         """Rounds done so far."""
         return int(number(self.summary.get("rounds")) or (self.rounds[-1]["round"] if self.rounds else 0))
@@ -87,6 +92,16 @@ class Run:
         value = number(self.summary.get(key))
         found = [value for _, value in self.curve(key) if value is not None]
         return value if value is not None else math.fsum(found) if found else None
+
+    @property
+    def asked(self) -> int:
+        """Updates that were asked for in all rounds."""
+        return sum(len(items(entry.get("cohort"))) for entry in self.rounds)
+
+    @property
+    def total_dropped(self) -> int:
+        """Updates that did not come, or did not count."""
+        return sum(len(items(entry.get("dropped"))) for entry in self.rounds)
 
     def curve(self, key: str, inner: str = "", audited: bool = False) -> Curve:
         """A figure over rounds, as the run or its audit wrote it; empty if it never was a number."""
@@ -309,6 +324,11 @@ def _by_number(value: Any) -> dict[int, Any]:
 def mapping(value: Any) -> Mapping[str, Any]:
     """``value`` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """``value`` if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
 
 
 def number(value: Any) -> float | None:

@@ -328,10 +328,21 @@ class _Limit:
         await self._app(scope, receive, send)
 
 
+def check_address(host: str, port: int) -> None:
+    """Finds out whether a server could listen there, before anything else is done.
+
+    Raises:
+        UserError: it could not.
+    """
+    _bound(host, port).close()
+
+
 def _bound(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 65536:
+        raise UserError(f"there is no port {port}; choose a --port from 1 to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
 
 

@@ -72,6 +72,7 @@ class Flower:
         greeted: is called with a client and its answer to that.
         oldest: the round of the oldest checkpoint; None in a simulation, where memories travel.
         tell: is called with lines for whoever watches.
+        name: of a client, for these lines.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class Flower:
         greeted: Callable[[int, Letter], None] = lambda client, letter: None,
         oldest: Callable[[], int] | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        name: Callable[[int], str] = "client {}".format,
     ) -> None:
         self._grid, self._nodes, self.session, self._rules = grid, nodes, session, rules or Rules()
         self._greeting, self._greeted_by, self._oldest, self._tell = greeting, greeted, oldest, tell
+        self._name = name
         self._greeted: dict[int, Node] = {}
         self._refused: dict[int, Node] = {}
 
@@ -161,7 +164,7 @@ class Flower:
         here = [] if self._greeting is None else self._welcomed(0)
         for client, letter in self._ask(FINISH, dict.fromkeys(here, Letter({"params": params}, {"preset": name})), 0):
             if isinstance(letter, str):
-                self._tell(f"client {client} did not take the result: {letter}")
+                self._tell(f"{self._name(client)} did not take the result: {letter}")
 
     def everybody(self) -> dict[int, int]:
         """Who each node stands for, as it says itself; in a simulation nobody has a reason to lie."""
@@ -200,7 +203,7 @@ class Flower:
         for client, letter in self._ask(HELLO, new, number):
             (self._refused if isinstance(letter, str) else self._greeted)[client] = nodes[client]
             if isinstance(letter, str):
-                self._tell(f"an owner will not take part: {letter}")
+                self._tell(f"{self._name(client)} will not take part: {letter}")
             else:
                 self._greeted_by(client, letter)
         return sorted(i for i, node in nodes.items() if self._greeted.get(i) == node)

@@ -144,7 +144,7 @@ def run(
     if resume:
         _check_same_start(experiment, folder)
     setup = set_up(experiment) if elsewhere is None else elsewhere.set_up(experiment)
-    _write_record(experiment, folder, name)
+    _write_record(experiment, folder, name, served=elsewhere is not None)
     for note in setup.federation.notes:
         warn(note)
     try:
@@ -307,13 +307,14 @@ def _check_folder(folder: Path, resume: bool) -> None:
             raise cannot_write(folder, error) from error
 
 
-def _write_record(experiment: Experiment, folder: Path, name: str) -> None:
+def _write_record(experiment: Experiment, folder: Path, name: str, *, served: bool) -> None:
     """What is needed to run the same again, or to go on."""
     record = {
         "preset": name,
         "name": folder.name,
         "version": version("fedfields"),
         "seed": experiment.seed,
+        "served": served,
         "experiment": to_json(experiment),
     }
     write_json(folder / "experiment.json", record)
