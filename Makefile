@@ -11,9 +11,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Thousands of generated rounds of secure sums; prints how many ended how.
+# Thousands of generated rounds of secure sums, how many ended how; runs killed at every moment; thousands of bad files.
 nightly: setup
 	FEDFIELDS_CASES=2000 $(BIN)/python -m pytest -k generated_rounds tests/privacy
+	FEDFIELDS_CASES=300 $(BIN)/python -m pytest -s -k killed tests/runtime/test_crash.py
+	FEDFIELDS_CASES=2000 $(BIN)/python -m pytest -s tests/test_parsers.py
 
 check: setup
 	$(BIN)/ruff check .

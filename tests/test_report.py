@@ -552,3 +552,28 @@ def test_places_side_by_side(tmp_path):
 def test_strange_figures_of_photographs_do_not_stop_the_page(tmp_path, views):
     check_page(page_of(tmp_path, place(tmp_path / "run", "strange", views=views)))
     check_page(page_of(tmp_path, *(place(tmp_path / name, name, views=views) for name in "xy")))
+
+
+def test_a_run_between_machines_shows_rounds_failures_and_bytes_and_no_quality(tmp_path):
+    """The server has no picture: nothing is said of quality or attacks but why there is none."""
+    lost = [{"client": "bert <b>", "reason": "it has gone away"}]
+    blank = {"psnr": {}, "ssim": {}}
+    rounds = [round_of(index, epsilon=0.1 * index, **blank, **({"dropped": lost} if index == 2 else {}))
+              for index in range(1, 16)]  # fmt: skip
+    nothing = dict.fromkeys(("psnr_p", "leak", "floor"))
+    make(tmp_path / "run", rounds=rounds, summary=summary_of(rounds=15, dropped=1, **blank, **nothing))
+    simulated = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    assert "The rounds" not in simulated and "their own machines" not in simulated
+    path = tmp_path / "run" / "experiment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"served": True}))
+    text = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    assert "20 owners trained on their own machines, and in 15 rounds 1 update did not come" in text
+    assert "<dt>Failures</dt><dd><strong>1</strong><small>of 30 updates asked for" in text
+    assert "bert &lt;b&gt;: it has gone away" in text and "<b>" not in text
+    body = text.split('id="course"')[1].split("</section>")[0]
+    rows = re.findall(r'<tr><th scope="row">(\d+)</th>(.*?)</tr>', body)
+    assert [int(number) for number, _ in rows] == [*range(4, 16), 1, 2, 3], "the last first, the others folded away"
+    cells = {int(number): re.findall(r"<td[^>]*>(.*?)</td>", row) for number, row in rows}
+    assert cells[1] == ["2 of 2", "1.0 kB", "2.0 kB", "1.5 s", "0.1", ""]
+    assert cells[2] == ["1 of 2", "1.0 kB", "2.0 kB", "1.5 s", "0.2", "bert &lt;b&gt;"]
+    assert "PSNR" not in text and "No adapted picture" not in text

@@ -588,7 +588,7 @@ class ServeFlags(Output):
     """Port to listen on."""
 
     deadline: float = 600.0
-    """Seconds that a round waits for replies, and for enough owners to be there."""
+    """Seconds that each step of a round waits for replies, and a round for enough owners to be there."""
 
     least: int = 1
     """Fewest owners with which a round begins."""
@@ -605,7 +605,7 @@ def _serve(arguments: list[str]) -> int:
     from fedfields.runtime.keys import load_roster
     from fedfields.runtime.run import Interrupted, default_folder
     from fedfields.runtime.serve import Door, Serving, serve
-    from fedfields.terminal import console, serving, warn
+    from fedfields.terminal import console, serving, show_served, warn
 
     _check_plain(settings.plain, settings.host)
     tls = None if settings.plain else Tls(settings.keys / "server.crt", settings.keys / "server.key")
@@ -616,10 +616,11 @@ def _serve(arguments: list[str]) -> int:
     with serving(name) as (on_round, tell):
         hall = Serving(load_roster(settings.owners), door, Rules(settings.deadline, settings.least), tell)
         try:
-            serve(experiment, folder, hall, name=name, resume=settings.resume, on_round=on_round, warn=warn)
+            summary = serve(experiment, folder, hall, name=name, resume=settings.resume, on_round=on_round, warn=warn)
         except Interrupted:
             _complain(f"interrupted; go on with: fedfields serve --resume --out {folder} and the same flags")
             return 130
+    show_served(summary)
     console.print(f"{folder / 'model.safetensors'}: the field; owners have it, too", soft_wrap=True, markup=False)
     if settings.report:
         from fedfields.report import write_report
@@ -674,14 +675,15 @@ def _join(arguments: list[str]) -> int:
     from fedfields.runtime.join import Visit, join
     from fedfields.runtime.keys import load_owner, load_roster
     from fedfields.runtime.owner import Owner, Policy
-    from fedfields.terminal import console, said
+    from fedfields.terminal import busy, console, said
 
     require = tuple(name.strip() for name in settings.require.split(",") if name.strip())
     for name in require:
         if name not in PRIVACY:
             raise UserError(f"there is no protection '{name}'; {nearest(name, PRIVACY)}")
-    address = words[0] if re.search(r":\d+$", words[0]) else f"{words[0]}:8443"
-    _check_plain(settings.plain, address.rsplit(":", 1)[0])
+    host, port = _host_and_port(words[0])
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    _check_plain(settings.plain, host)
     if not settings.data.exists():
         raise UserError(f"{settings.data} does not exist; --data names the folder with your data")
     try:
@@ -692,13 +694,27 @@ def _join(arguments: list[str]) -> int:
     folder = settings.out or Path(f"fedfields-{key.name}")
     policy = Policy(require, None if settings.owners is None else load_roster(settings.owners))
     owner = Owner(settings.data, key, folder, policy, said)
-    join(Visit(address, certificate, settings.patience), owner, key, folder, said)
-    console.print(f"the result is in {folder}; what left this machine: {folder / 'sent.jsonl'}", soft_wrap=True)
+    for line in policy.said(key.name, settings.data, folder):
+        said(line)
+    join(Visit(address, certificate, settings.patience), owner, key, folder, said, busy)
+    console.print(f"the result is in {folder}", soft_wrap=True, markup=False)
     return 0
 
 
 _JOIN_HELP = """Take part in a run: your machine trains on your data when the server asks, and sends numbers only.
 What left is shown here and kept in sent.jsonl. Ctrl-C leaves; the same command comes back."""
+
+
+def _host_and_port(word: str) -> tuple[str, int]:
+    """HOST or HOST:PORT; an IPv6 address stands in brackets before a port, and may do so without."""
+    import ipaddress
+
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(word)), 8443
+    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", word)
+    if not found or not 0 < int(found[2] or 8443) < 65536:
+        raise UserError(f"'{word}' is no HOST or HOST:PORT, such as museum.example.org:8443")
+    return found[1].strip("[]"), int(found[2] or 8443)
 
 
 def _check_plain(plain: bool, host: str) -> None:

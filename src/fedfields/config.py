@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedfields.adaptation import Adaptation
 from fedfields.errors import UserError
@@ -65,8 +66,8 @@ class Experiment:
     evaluate_every: int = 50
     """Rounds between evaluations of quality and privacy; the first and the last round are always evaluated."""
 
-    checkpoint_every: int = 25
-    """Rounds between checkpoints; the last round always leaves one."""
+    checkpoint_every: int = 1
+    """Rounds between checkpoints, and so the most that a crash can cost; the last round always leaves one."""
 
     seconds: float | None = None
     """Budget of training in seconds of wall-clock time; instead of rounds, it ends with the round that spends it. A
@@ -319,7 +320,6 @@ _NGP: dict[str, Any] = {
     "rounds": 100,
     "cohort": 1,
     "evaluate_every": 20,
-    "checkpoint_every": 10,
 }
 _preset("nerf", "one place in posed photographs, trained in one place: a hash grid", **_NGP)
 _preset(
@@ -341,7 +341,6 @@ _preset(
     cohort=4,
     weighting="size",
     evaluate_every=5,
-    checkpoint_every=5,
     warm_up=1000,
 )
 
@@ -500,6 +499,25 @@ def from_json(value: Any, where: str = "experiment") -> Any:
         for key in given.keys() & hints.keys():
             if Path in (hints[key], *get_args(hints[key])) and given[key] is not None:
                 given[key] = Path(given[key])
+            if not _fits(given[key], hints[key]):
+                raise ValueError(f"{key} is {given[key]!r:.80}")
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of the type that a field of a dataclass has."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1:] == (...,) and isinstance(value, tuple) else inner
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    return isinstance(value, hint)

@@ -18,6 +18,7 @@ from torch.nn.functional import conv2d, max_pool2d, relu
 
 from fedfields.errors import UserError
 from fedfields.scenes.images import printable
+from fedfields.store import read_pt, read_tensors
 
 
 class _Conv(NamedTuple):
@@ -121,15 +122,11 @@ def load_lpips(path: Path) -> Lpips:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(printable(f"{path} does not exist; --lpips names a file with weights")) from error
-    except Exception as error:  # Damaged archives and forbidden content raise nearly everything.
-        found = f"is no file of weights that can be read safely ({type(error).__name__})"
+        values = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pt(path)
+    except ValueError as error:
+        if not path.exists():
+            raise UserError(printable(f"{path} does not exist; --lpips names a file with weights")) from error
+        found = f"is no file of weights that can be read safely ({error})"
         raise UserError(printable(f"{path}: {found}; download it again")) from error
     return values if isinstance(values, dict) else {}
 
@@ -141,5 +138,5 @@ def _heads(name: str, count: int) -> tuple[Tensor, ...]:
     path = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{name}.pth"
     if not path.is_file():
         raise UserError(f"{path} does not exist; LPIPS needs a version of torchmetrics that carries it")
-    values = torch.load(path, map_location="cpu", weights_only=True)
+    values = read_pt(path)
     return tuple(values[f"lin{i}.model.1.weight"] for i in range(count))

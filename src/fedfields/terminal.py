@@ -11,10 +11,19 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from fedfields.report.text import clean, duration, plural, size
 from fedfields.report.words import attack_name
 from fedfields.types import Advance
 
@@ -63,10 +72,10 @@ def serving(name: str) -> Iterator[tuple[Callable[[dict, int], None], Callable[[
         task = bar.add_task(escape(name), total=None)
 
         def on_round(record: dict, total: int) -> None:
-            bar.console.print(escape(_served(record, total)), soft_wrap=True, highlight=False)
+            bar.console.print(_foreign(_served(record, total)), soft_wrap=True, highlight=False)
             bar.update(task, completed=record["round"], total=total)
 
-        yield on_round, lambda line: bar.console.print(escape(line), soft_wrap=True, highlight=False)
+        yield on_round, lambda line: bar.console.print(_foreign(line), soft_wrap=True, highlight=False)
 
 
 def _served(record: Mapping[str, Any], total: int) -> str:
@@ -74,8 +83,8 @@ def _served(record: Mapping[str, Any], total: int) -> str:
     came = len(record["cohort"]) - len(record["dropped"])
     parts = [
         f"round {record['round']} of {total}: {came} of {len(record['cohort'])} owners",
-        f"{record['bytes_up'] / 1e6:.1f} MB in, {record['bytes_down'] / 1e6:.1f} MB out",
-        f"{record['seconds']:.1f} s",
+        f"{size(record['bytes_up'])} in, {size(record['bytes_down'])} out",
+        duration(record["seconds"]),
     ]
     if "epsilon" in record:
         parts.append(f"epsilon {_number(record['epsilon'], 2)}")
@@ -83,9 +92,40 @@ def _served(record: Mapping[str, Any], total: int) -> str:
     return ", ".join(parts) + "".join(f"; tried again, for {why}" for why in record.get("abandoned", ()))
 
 
+def show_served(summary: Mapping[str, Any]) -> None:
+    """What a run between machines came to."""
+    parts = [
+        f"{plural(summary['rounds'], 'round')} in {duration(summary['seconds'])}",
+        plural(summary["dropped"], "failure"),
+        f"{size(summary['bytes_up'])} in, {size(summary['bytes_down'])} out",
+    ]
+    privacy = summary["privacy"]
+    if privacy:
+        parts.append(f"epsilon {_number(privacy['epsilon'], 2)} at delta {privacy['delta']:.2g}")
+    console.print(escape(", ".join(parts)), soft_wrap=True, highlight=False)
+
+
 def said(line: str) -> None:
     """A line for an owner's terminal."""
-    errors.print(escape(line), soft_wrap=True, highlight=False)
+    errors.print(_foreign(line), soft_wrap=True, highlight=False)
+
+
+def _foreign(line: str) -> str:
+    """A line of which parts came over the network: nothing in it may move the cursor or clear the screen."""
+    return escape(clean(line, 2000))
+
+
+@contextmanager
+def busy(line: str) -> Iterator[None]:
+    """Says that something is under way; on a terminal it turns, shows the time, and goes when it is done."""
+    if not errors.is_terminal:
+        said(line)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        bar.add_task(_foreign(line), total=None)
+        yield
 
 
 def _evaluated(record: Mapping[str, Any]) -> str:

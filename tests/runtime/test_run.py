@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedfields.cli import main
@@ -86,7 +88,10 @@ def test_a_run_leaves_what_the_issue_promises(finished):
     assert list(summary["psnr"]["unseen"]) == ["0", "1", "2", "4"]
     assert summary["leak"]["worst"] >= summary["leak"]["direct"]
     assert [one["round"] for one in records(finished)] == [1, 2, 3, 4, 5]
-    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"round-000004", "round-000005"}
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {
+        "round-000004.safetensors",
+        "round-000005.safetensors",
+    }
     assert load_experiment(finished).objective.gamma == 0.5
     for name in ("owner", "server"):
         sheet = json.loads((finished / "images" / "sheets.json").read_text())[name]
@@ -118,7 +123,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(finished, tmp_path, stop_
 def test_a_damaged_newest_checkpoint_falls_back_to_the_older_one(finished, tmp_path):
     folder, experiment = tmp_path / "damaged", load_experiment(finished)
     run(experiment, folder, name="fedmenf")
-    newest = folder / "checkpoints" / "round-000005" / "state.safetensors"
+    newest = folder / "checkpoints" / "round-000005.safetensors"
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     run(experiment, folder, name="fedmenf", resume=True)
     assert records(folder) == records(finished)
@@ -133,7 +138,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_whole_round(pictures, tmp_path):
 
     with pytest.raises(Interrupted, match="after round 3 of 5; go on with: fedfields run --resume --out"):
         run(experiment_of(pictures), tmp_path / "r", on_round=press)
-    assert (tmp_path / "r" / "checkpoints" / "round-000003").is_dir()
+    assert (tmp_path / "r" / "checkpoints" / "round-000003.safetensors").is_file()
     assert len(records(tmp_path / "r")) == 3
 
 
@@ -241,20 +246,18 @@ def test_a_folder_without_write_permission_is_one_line(capsys, pictures, tmp_pat
 
 def test_a_full_disk_keeps_the_older_checkpoint(pictures, tmp_path, monkeypatch):
     """The second checkpoint meets a full disk: one clear line, the first one intact, nothing half-written."""
-    from fedfields.runtime import checkpoint
+    real = safetensors.torch.save_file
 
-    real = checkpoint.save_file
-
-    def full(tensors, path):
-        if "round-000002" in {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()}:
+    def full(tensors, path, metadata):
+        if (tmp_path / "r" / "checkpoints" / "round-000002.safetensors").exists():
             Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        real(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         run(experiment_of(pictures), tmp_path / "r")
-    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["round-000002"]
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["round-000002.safetensors"]
     monkeypatch.undo()
     run(load_experiment(tmp_path / "r"), tmp_path / "r", resume=True)
     assert len(records(tmp_path / "r")) == 5
@@ -274,6 +277,16 @@ def test_every_preset_survives_the_journey_through_json():
 def test_an_experiment_of_unknown_kind_is_refused():
     with pytest.raises(UserError, match="unknown type 'Popen'"):
         from_json({"type": "Popen", "args": "id"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", "5"), ("cohort", 2.5), ("seed", None), ("seconds", True), ("weighting", "most"), ("privacy", [3]),
+     ("field", {"type": "Sgd"}), ("delta", 10**400)],
+)  # fmt: skip
+def test_a_setting_of_the_wrong_type_is_refused(name, value):
+    with pytest.raises(UserError, match=f"cannot be read: .*{name}"):
+        from_json(to_json(preset("maml")) | {name: value})
 
 
 def test_flags_reach_the_experiment(pictures, tmp_path, capsys):

@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from benchmarks.attacks import ATTACKS, furthest
+from attacks import ATTACKS, furthest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

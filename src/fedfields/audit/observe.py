@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from fedfields.errors import UserError
-from fedfields.store import writing
+from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Params
 
 
@@ -35,16 +31,10 @@ class Observation(NamedTuple):
 def save_observations(path: Path, observations: Sequence[Observation]) -> None:
     """Writes the observations of one round, which share their ``start``, as safetensors."""
     first = observations[0]
-    flat = {f"start/{key}": leaf.contiguous().clone() for key, leaf in first.start.items()}
+    flat = {f"start/{key}": leaf for key, leaf in first.start.items()}
     for i, one in enumerate(observations):
-        flat |= {f"upload/{i}/{key}": leaf.contiguous().clone() for key, leaf in one.upload.items()}
-    meta = {
-        "round": str(first.round),
-        "senders": json.dumps([one.clients for one in observations]),
-        "keys": json.dumps(list(first.start)),
-    }
-    with writing(path) as temporary:
-        save_file(flat, temporary, metadata=meta)
+        flat |= {f"upload/{i}/{key}": leaf for key, leaf in one.upload.items()}
+    write_tensors(path, flat, {"round": first.round, "senders": [list(one.clients) for one in observations]})
 
 
 def load_observations(path: Path) -> list[Observation]:
@@ -54,18 +44,12 @@ def load_observations(path: Path) -> list[Observation]:
         UserError: the file is missing or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
-            keys, senders = json.loads(meta["keys"]), json.loads(meta["senders"])
-            start = {key: file.get_tensor(f"start/{key}") for key in keys}
-            return [
-                Observation(
-                    tuple(clients),
-                    int(meta["round"]),
-                    start,
-                    {key: file.get_tensor(f"upload/{i}/{key}") for key in keys},
-                )
-                for i, clients in enumerate(senders)
-            ]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        flat, about = read_tensors(path)
+        keys = [key.removeprefix("start/") for key in flat if key.startswith("start/")]
+        start = {key: flat[f"start/{key}"] for key in keys}
+        return [
+            Observation(tuple(clients), about["round"], start, {key: flat[f"upload/{i}/{key}"] for key in keys})
+            for i, clients in enumerate(about["senders"])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as observations ({error}); run the experiment again") from error

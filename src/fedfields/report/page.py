@@ -40,6 +40,13 @@ PLACES = {
     " photograph is among them.",
 }
 
+SERVED = {
+    "Failures": "Updates that were asked for and did not come in time, or that the server refused: why is said above."
+    " A round goes on without them.",
+    "Bytes": "What the server received from all owners and sent to them. No picture is among it, and under secure sums"
+    " no owner's update either: every owner's own sent.jsonl lists what left.",
+}
+
 ALWAYS = ("PSNR, in decibels", "Epsilon", "How sure")
 """Terms of `GUIDE` that runs on places need, too."""
 
@@ -55,7 +62,7 @@ def page(runs: Sequence[Run]) -> str:
         charts.places(runs),
         charts.tradeoff(runs, steps),
         Pictures().section(runs),
-        "" if several else tables.photographs(runs[0]),
+        "" if several else tables.photographs(runs[0]) + tables.course(runs[0]),
         charts.rounds(runs),
         tables.attacks(runs),
         _guide(runs),
@@ -126,7 +133,9 @@ def _notices(runs: Sequence[Run], steps: int | None) -> str:
 
 def _guide(runs: Sequence[Run]) -> str:
     terms = {**GUIDE, **PLACES}
-    if all(run.place for run in runs):
+    if all(run.served for run in runs):
+        terms = SERVED | {"Epsilon": GUIDE["Epsilon"]}
+    elif all(run.place for run in runs):
         terms = {term: text for term, text in terms.items() if term in PLACES or term in ALWAYS}
     elif not any(run.place for run in runs):
         terms = GUIDE

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedfields.errors import UserError
 from fedfields.report.text import clean
-from fedfields.store import read_json
+from fedfields.store import MAX_LINES, parse_json, read_file, read_json
 
 FLOORS = {
     "constant": "best constant image",
@@ -58,6 +58,11 @@ class Run:
         return self.preset == "local"
 
     @property
+    def served(self) -> bool:
+        """Whether the owners were on other machines, so that nothing was judged here."""
+        return self.manifest.get("served") is True
+
+    @property
     def done(self) -> int:
         """Rounds done so far."""
         return int(number(self.summary.get("rounds")) or (self.rounds[-1]["round"] if self.rounds else 0))
@@ -87,6 +92,16 @@ class Run:
         value = number(self.summary.get(key))
         found = [value for _, value in self.curve(key) if value is not None]
         return value if value is not None else math.fsum(found) if found else None
+
+    @property
+    def asked(self) -> int:
+        """Updates that were asked for in all rounds."""
+        return sum(len(items(entry.get("cohort"))) for entry in self.rounds)
+
+    @property
+    def total_dropped(self) -> int:
+        """Updates that did not come, or did not count."""
+        return sum(len(items(entry.get("dropped"))) for entry in self.rounds)
 
     def curve(self, key: str, inner: str = "", audited: bool = False) -> Curve:
         """A figure over rounds, as the run or its audit wrote it; empty if it never was a number."""
@@ -267,9 +282,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
 def _read_rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The rounds in order, the last line of each one counting, and how many lines before the last were damaged."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        lines = read_file(path, MAX_LINES).decode("utf-8", "replace").split("\n") if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); check its permissions") from error
     entries = [_entry(line) for line in lines]
     rounds = {entry["round"]: entry for entry in entries if entry is not None}
     return [rounds[step] for step in sorted(rounds)], sum(entry is None for entry in entries[:-1])
@@ -278,8 +293,8 @@ def _read_rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
 def _entry(line: str) -> dict[str, Any] | None:
     """One round, or None for an empty, truncated or foreign line."""
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line)
+    except ValueError:
         return None
     step = number(entry.get("round")) if isinstance(entry, dict) else None
     return None if step is None else {**entry, "round": int(step)}
@@ -309,6 +324,11 @@ def _by_number(value: Any) -> dict[int, Any]:
 def mapping(value: Any) -> Mapping[str, Any]:
     """``value`` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """``value`` if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
 
 
 def number(value: Any) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedfields.report.parts import named, section, table
-from fedfields.report.runs import FLOORS, Attack, Run, number, rank
+from fedfields.report.runs import FLOORS, Attack, Run, items, mapping, number, rank
 from fedfields.report.text import db, duration, esc, plural, size
 from fedfields.report.words import GROUPS, Steps, attack_name, attacked, worst_name
 
@@ -40,6 +40,8 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
         found.append(("PSNR_p", f"{db(naive)} dB", "one naive attack, no proof of privacy"))
     if (epsilon := number(run.guarantee.get("epsilon"))) is not None:
         found.append(("Epsilon", f"{epsilon:,.0f}" if epsilon >= 100 else f"{epsilon:.3g}", _guarantee(run)))
+    if run.served:
+        found.append(("Failures", f"{run.total_dropped:,}", f"of {plural(run.asked, 'update')} asked for"))
     if (up := run.total("bytes_up")) is not None:
         each = f"{size(up / run.done)} per round<br>" if run.done else ""
         found.append(("Uploaded", size(up), f"{each}{size(run.total('bytes_down'))} downloaded"))
@@ -75,6 +77,28 @@ def _quality(run: Run, steps: Steps) -> str:
     under = GROUPS[run.judged]
     under += "" if later is None else f"<br>{db(later)} dB after {steps[1]}"
     return under + ("" if similar is None else f"<br>SSIM {similar:.2f}")
+
+
+def course(run: Run) -> str:
+    """Every round of a run between machines; a long one in part."""
+    rows = [_round(entry) for entry in run.rounds] if run.served else []
+    private = any("epsilon" in entry for entry in run.rounds)
+    head = ["Round", "#Owners", "#Received", "#Sent", "#Time", *(["#Epsilon"] if private else []), "Without"]
+    if not private:
+        rows = [[*row[:5], *row[6:]] for row in rows]
+    shown = table(head, rows[-WORST:]) if rows else ""
+    if len(rows) > WORST:
+        shown += f"<details><summary>The {len(rows) - WORST} before</summary>{table(head, rows[:-WORST])}</details>"
+    intro = "Owners whose updates counted, of those that were asked; what the server received and sent."
+    return section("course", "The rounds", intro, shown)
+
+
+def _round(entry: Mapping[str, Any]) -> list[str]:
+    asked, epsilon = len(items(entry.get("cohort"))), number(entry.get("epsilon"))
+    without = [str(mapping(drop).get("client")) for drop in items(entry.get("dropped"))]
+    up, down, took = (number(entry.get(key)) for key in ("bytes_up", "bytes_down", "seconds"))
+    cells = [f"{entry['round']}", f"{asked - len(without)} of {asked}", size(up), size(down), duration(took)]
+    return [*cells, "–" if epsilon is None else f"{epsilon:.3g}", esc(", ".join(without), 200)]
 
 
 def photographs(run: Run) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedfields.report.runs import Run, mapping, number
+from fedfields.report.runs import Run, items, mapping, number
 from fedfields.report.text import clean, db, duration, listed, plural
 
 CLOSE = 0.5
@@ -70,6 +70,8 @@ def verdict(run: Run, steps: int | None) -> str:
 
 
 def _gain(run: Run, steps: int | None) -> str:
+    if run.served:
+        return _away(run)
     if run.place:
         return _rendered(run)
     value = run.quality(steps)
@@ -78,6 +80,16 @@ def _gain(run: Run, steps: int | None) -> str:
     start = " from a random initialisation" if run.baseline else ""
     owner, where = ("an unseen owner", "") if run.judged == "unseen" else ("a training owner", " on held-out data")
     return f"After {plural(steps, 'step')}{start} {owner} gets {db(value)} dB on average{where}"
+
+
+def _away(run: Run) -> str:
+    """What is known at the server of a run whose owners are on other machines."""
+    failed = run.total_dropped
+    went = "every update that was asked for came" if not failed else f"{plural(failed, 'update')} did not come"
+    return (
+        f"{plural(run.owners, 'owner')} trained on their own machines, and in {plural(run.done, 'round')} {went}. "
+        "How good the field is each owner sees at home: the server has no picture to judge it by"
+    )
 
 
 def _rendered(run: Run) -> str:
@@ -113,6 +125,10 @@ def _scope(run: Run) -> str:
 
 
 def _unmeasured(run: Run) -> str:
+    if run.served:
+        return (
+            "For the same reason nothing was attacked here: try the settings on pictures of your own, in a simulation."
+        )
     if run.place and run.owners == 1:
         return "There is one owner, so this is training in one place."
     if run.place:
@@ -200,8 +216,7 @@ def _dropped(run: Run) -> list[str]:
     """Updates that the server refused, by owner and reason."""
     found: dict[str, list[int]] = {}
     for entry in run.rounds:
-        drops = entry.get("dropped")
-        for drop in map(mapping, drops if isinstance(drops, list) else []):
+        for drop in map(mapping, items(entry.get("dropped"))):
             who = f"{clean(drop.get('client') or 'an owner')}: {clean(drop.get('reason') or 'unknown reason', 200)}"
             found.setdefault(who, []).append(entry["round"])
     return [

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from fedfields.errors import UserError
+from fedfields.errors import UserError, said
 from fedfields.federation import Door, Rejected, Reply, expected
 from fedfields.privacy.secure import Client as SecretClient
 from fedfields.privacy.secure import Refused
@@ -71,12 +71,15 @@ class Desk:
     Args:
         seat: what the client knows of its federation.
         shelf: where its memory lies; without one this is a simulation, and memories travel.
+
+    Attributes:
+        form: a report of zeros, with the names and shapes of every report.
     """
 
     def __init__(self, seat: Seat, shelf: Shelf | None = None) -> None:
         self.seat, self._shelf = seat, shelf
         with one_thread():
-            self._form = expected(seat.context.method, seat.params)
+            self.form = expected(seat.context.method, seat.params)
             self._initial = seat.context.method.client_init(seat.params)
         self.secret: SecretClient | None = None
         self.rounds = -1  # The last round of secure sums of this session.
@@ -106,7 +109,7 @@ class Desk:
         sums = seat.context.method.sums
         if sums is None:
             raise Refused("this run has no secure sums")
-        self._plan = encoding(sums, self._form, min(seat.settings.cohort, len(seat.context.clients)))
+        self._plan = encoding(sums, self.form, min(seat.settings.cohort, len(seat.context.clients)))
         rules = settings_of(sums, self._plan, seat.session, letter.info["number"], letter.info["attempt"])
         self.secret = SecretClient(rules, seat.client, after=self.rounds, **seat.keys)
         self.rounds = rules.round
@@ -145,9 +148,9 @@ class Desk:
             except Exception as error:
                 if self._shelf is not None and not isinstance(error, Rejected):
                     raise
-                reply = Failed(f"{type(error).__name__}: {error}")
+                reply = Failed(said(error))
             heaviest = self.seat.context.method.strategy.heaviest
-            door = Door(job.number, [job.client], self._form, self.seat.settings.max_norm, heaviest)
+            door = Door(job.number, [job.client], self.form, self.seat.settings.max_norm, heaviest)
             return checked(reply, door, job)
 
     def _check(self, job: Job) -> None:

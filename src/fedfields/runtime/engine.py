@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -55,6 +56,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_and_inflate_object_from_tree,
     push_objects,
@@ -74,13 +76,16 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedfields.errors import UserError
-from fedfields.runtime.flower import Node
+from fedfields.runtime.flower import GONE, Node
 
 HEARTBEAT = 10.0
 """Seconds between signs of life; a node counts as gone after twice as many without one."""
 
 LARGEST_REQUEST = 16 * 2**20
 """Bytes of one request; objects travel in pieces of 5 MiB."""
+
+TIMEOUT = 30.0
+"""Seconds that an owner's machine waits for an answer of the server."""
 
 
 class Tls(NamedTuple):
@@ -123,12 +128,14 @@ class SuperLink:
         self._task = int(run.primary_task_id or 0)
         self.grid = DirectGrid(self._state, run)
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2}
+        settings |= {"ws": "none", "lifespan": "off", "server_header": False}
         if tls is not None:
             settings |= {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.key)}
         try:
             config = uvicorn.Config(_fleet_app(factory), **settings)
             config.load()
         except (OSError, ValueError) as error:
+            self._socket.close()
             raise UserError(f"{tls and tls.certificate} cannot be used as a certificate ({error})") from error
         self._server = uvicorn.Server(config)
         self._stop = threading.Event()
@@ -217,27 +224,33 @@ class DirectGrid(Grid):
             self._arriving += self._state.get_message_res(message_ids=wanted, run_id=run)
         done = [(one, full) for one in self._arriving if (full := self._whole(one)) is not None]
         for one, _ in done:
-            self._arriving.remove(one)
             self.forget(one.metadata.reply_to_message_id)
         return [full for _, full in done]
 
     def _whole(self, message: Message) -> Message | None:
         """The reply with its content; None while a piece of it is missing."""
         if message.has_error():
-            return message
+            gone = message.error.code == ErrorCode.NODE_UNAVAILABLE
+            return _broken(message, GONE if gone else message.error.reason or "")
         store, key = self._state.object_store, message.metadata.message_id
-        pieces = {one.object_id: store.get(one.object_id) for one in iterate_object_tree(store.get_object_tree(key))}
-        if not all(pieces.values()):
-            return None
         try:
+            tree = store.get_object_tree(key)
+            pieces = {one.object_id: store.get(one.object_id) for one in iterate_object_tree(tree)}
+            if not all(pieces.values()):
+                return None
             full = inflate_object_from_contents(key, pieces)
         except Exception as error:  # Whatever a node sends must not stop the others.
-            return _broken(message, error)
-        return full if isinstance(full, Message) else _broken(message, TypeError("no message"))
+            return _broken(message, f"malformed ({type(error).__name__})")
+        return full if isinstance(full, Message) else _broken(message, "malformed (no message)")
 
     def forget(self, message_id: str) -> None:
-        """Drops a message, and its reply if there is one; a later reply is refused."""
+        """Drops a message and its reply, if there is one, with all that they consist of; a later reply is refused."""
+        waiting = self._state.get_message_res(message_ids={message_id}, run_id=self._run.run_id)
+        replies = [one for one in (*self._arriving, *waiting) if one.metadata.reply_to_message_id == message_id]
         self._state.delete_messages(message_ins_ids={message_id})
+        for key in (message_id, *(one.metadata.message_id for one in replies)):
+            with suppress(KeyError):  # Of a tree that was never whole.
+                self._state.object_store.delete(key)
         self._arriving = [one for one in self._arriving if one.metadata.reply_to_message_id != message_id]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -315,10 +328,21 @@ class _Limit:
         await self._app(scope, receive, send)
 
 
+def check_address(host: str, port: int) -> None:
+    """Finds out whether a server could listen there, before anything else is done.
+
+    Raises:
+        UserError: it could not.
+    """
+    _bound(host, port).close()
+
+
 def _bound(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 65536:
+        raise UserError(f"there is no port {port}; choose a --port from 1 to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
 
 
@@ -326,11 +350,11 @@ def _name(message: Message, key: str) -> None:
     message.metadata.__dict__["_message_id"] = key
 
 
-def _broken(message: Message, error: Exception) -> Message:
+def _broken(message: Message, reason: str) -> Message:
     from flwr.app.error import Error
     from flwr.app.message import make_message
 
-    return make_message(metadata=message.metadata, error=Error(code=0, reason=f"malformed ({type(error).__name__})"))
+    return make_message(metadata=message.metadata, error=Error(code=0, reason=reason))
 
 
 # --- an owner's side -------------------------------------------------------------------------------------------
@@ -341,14 +365,25 @@ class Gone(Exception):
 
 
 class Fleet:
-    """A node's connection to a SuperLink."""
+    """A node's connection to a SuperLink.
 
-    def __init__(
-        self, address: str, key: ec.EllipticCurvePrivateKey, certificate: bytes | None, timeout: float = 30.0
-    ) -> None:
+    Args:
+        address: host and port.
+        key: the node's.
+        certificate: PEM text of the authority that signed the server's certificate; None for plain HTTP.
+
+    Raises:
+        UserError: that is no certificate.
+    """
+
+    def __init__(self, address: str, key: ec.EllipticCurvePrivateKey, certificate: bytes | None) -> None:
         self._key = key
-        self._client = FleetHttpClient.from_server_address(
-            address, certificate is None, certificate, interceptors=[NodeAuthHttpInterceptor(key, key.public_key())]
+        scheme, signed = "http" if certificate is None else "https", NodeAuthHttpInterceptor(key, key.public_key())
+        self._client = FleetHttpClient(f"{scheme}://{address}", interceptors=[signed])
+        self._client._client.close()
+        # Unlike Flower's own: what is readable goes through no proxy, and nothing goes where a server redirects it.
+        self._client._client = httpx.Client(
+            verify=_trusting(certificate), timeout=TIMEOUT, trust_env=certificate is not None
         )
         self.number = 0
 
@@ -408,17 +443,22 @@ class Fleet:
             return None
         head, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
         run = head.metadata.run_id
-        message = pull_and_inflate_object_from_tree(
-            tree,
-            make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
-            make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run),
-            return_type=Message,
-        )
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
+                make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run),
+                return_type=Message,
+            )
+        except httpx.HTTPError:
+            raise
+        except Exception:  # The server has taken it back meanwhile, or it is malformed: nothing to answer.
+            return None
         _name(message, tree.object_id)
         return message
 
     def reply(self, message: Message, seconds: float) -> int:
-        """Sends a reply; returns the bytes that left."""
+        """Sends a reply; returns the bytes that the server took, 0 if it does not wait for this reply any more."""
         _name(message, message.object_id)
         run, sent = message.metadata.run_id, 0
         with no_object_id_recompute():
@@ -434,12 +474,26 @@ class Fleet:
             objects, wanted = get_all_nested_objects(message), set(answer.objects_to_push)
             sent = sum(len(objects[key].deflate()) for key in wanted)
             push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run, answer.session_id)
-            push_objects(objects, push, object_ids_to_push=wanted)
+            try:
+                push_objects(objects, push, object_ids_to_push=wanted)
+            except ObjectPushError:  # The deadline passed while it was on its way.
+                return 0
         return sent
 
     @property
     def _node(self) -> NodeProto:
         return NodeProto(node_id=self.number)
+
+
+def _trusting(certificate: bytes | None) -> ssl.SSLContext | bool:
+    if certificate is None:
+        return True
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=certificate.decode("ascii"))
+    except (ValueError, ssl.SSLError) as error:
+        raise UserError("what --ca names is no certificate; ask who runs the server for its ca.crt") from error
+    return context
 
 
 def explain(error: httpx.HTTPError, address: str, now: Callable[[], float] = time.time) -> str:
@@ -455,6 +509,8 @@ def explain(error: httpx.HTTPError, address: str, now: Callable[[], float] = tim
         )
     if any(word in text for word in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "packet length too long")):
         return f"{address} does not speak TLS; is this the right port, and was the server started with its certificate?"
+    if isinstance(error, httpx.RemoteProtocolError) and error.request.url.scheme == "http":
+        return f"{address} hung up; if it was started without --plain, leave out --plain here, too, and say --ca ca.crt"
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"{address} cannot be reached ({text}); check the address, the port and the network"
     return f"the connection to {address} broke ({type(error).__name__}: {text})"
@@ -462,7 +518,7 @@ def explain(error: httpx.HTTPError, address: str, now: Callable[[], float] = tim
 
 def _explain_status(response: httpx.Response, address: str, now: Callable[[], float]) -> str:
     skew = _skew(response, now())
-    if response.status_code == 401 and skew is not None and not -300 < -skew < 5:
+    if response.status_code == 401 and skew is not None and not -300 < skew < 5:
         way = "fast" if skew > 0 else "slow"
         return f"this machine's clock is {abs(skew):.0f} s {way}, compared with {address}; set the clock and join again"
     if response.status_code == 401:
@@ -487,10 +543,13 @@ def _skew(response: httpx.Response, now: float) -> float | None:
 
 def hush(file: Path | None = None) -> None:
     """Flower's own log goes to a file, or nowhere; what people should read, we say."""
-    log = logging.getLogger("flwr")
-    log.setLevel(logging.INFO)  # Its debug lines hold whole requests.
-    log.handlers = [logging.NullHandler() if file is None else logging.FileHandler(file, encoding="utf-8", delay=True)]
-    log.propagate = False
+    handler = logging.NullHandler() if file is None else logging.FileHandler(file, encoding="utf-8", delay=True)
+    for name in ("flwr", "uvicorn"):
+        log = logging.getLogger(name)
+        for old in log.handlers:
+            old.close()
+        log.setLevel(logging.INFO)  # Debug lines hold whole requests.
+        log.handlers, log.propagate = [handler], False
 
 
 # --- simulations -----------------------------------------------------------------------------------------------

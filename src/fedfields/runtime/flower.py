@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedfields.errors import UserError
 from fedfields.federation import Reply
-from fedfields.privacy.secure import Refused
+from fedfields.privacy.secure import Abandoned, Refused
 from fedfields.runtime.desk import KEPT, RECEIVED, REPORT, STRANGE, Desk, Letter, part, refusal
 from fedfields.runtime.inprocess import Job, SecretOrder
 from fedfields.runtime.pool import Failed
@@ -27,6 +28,10 @@ from fedfields.runtime.wire import Malformed, pack, unpack
 from fedfields.types import Memory, Params
 
 VISIT, HELLO, FINISH = "train.visit", "query.hello", "query.finish"
+GONE = "it has gone away"
+LONGEST = 300
+"""Characters of a reason that a client may give."""
+
 POLL = 0.02
 """Seconds between looks at the mailbox; after a while, ten times as many."""
 
@@ -47,7 +52,7 @@ class Rules(NamedTuple):
     """When a round is over.
 
     Attributes:
-        deadline: seconds that a round waits for its replies, and for enough clients to be there.
+        deadline: seconds that each step of a round waits for its replies, and a round for enough clients to be there.
         least: fewest clients with which a round begins.
     """
 
@@ -67,6 +72,7 @@ class Flower:
         greeted: is called with a client and its answer to that.
         oldest: the round of the oldest checkpoint; None in a simulation, where memories travel.
         tell: is called with lines for whoever watches.
+        name: of a client, for these lines.
     """
 
     def __init__(
@@ -80,9 +86,11 @@ class Flower:
         greeted: Callable[[int, Letter], None] = lambda client, letter: None,
         oldest: Callable[[], int] | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        name: Callable[[int], str] = "client {}".format,
     ) -> None:
         self._grid, self._nodes, self.session, self._rules = grid, nodes, session, rules or Rules()
         self._greeting, self._greeted_by, self._oldest, self._tell = greeting, greeted, oldest, tell
+        self._name = name
         self._greeted: dict[int, Node] = {}
         self._refused: dict[int, Node] = {}
 
@@ -141,17 +149,22 @@ class Flower:
                 text = letter.info.get("letter")
                 yield client, text if isinstance(text, bytes) else Refused("its message is malformed")
 
-        found = play(order.plan, order.rules, list(jobs), ask)._replace(scaled=scaled)
+        try:
+            found = play(order.plan, order.rules, list(jobs), ask)._replace(scaled=scaled)
+        except Abandoned as reason:
+            self._tell(f"round {number}: no sum from these owners ({reason})")
+            raise
         return found, {i: replies[i]._replace(report=found.seen[i]) for i in found.clients}
 
     def finish(self, params: Params, name: str) -> None:
-        """Gives everybody that is there the result."""
-        letters = (
-            {} if self._greeting is None else dict.fromkeys(self._greeted, Letter({"params": params}, {"preset": name}))
-        )
-        for client, letter in self._ask(FINISH, letters, 0):
+        """Gives everybody that is there the result; a server that comes back after the last round waits for them."""
+        if self._greeting is not None and not self._greeted:
+            with suppress(UserError):
+                self.online(0)
+        here = [] if self._greeting is None else self._welcomed(0)
+        for client, letter in self._ask(FINISH, dict.fromkeys(here, Letter({"params": params}, {"preset": name})), 0):
             if isinstance(letter, str):
-                self._tell(f"client {client} did not take the result: {letter}")
+                self._tell(f"{self._name(client)} did not take the result: {letter}")
 
     def everybody(self) -> dict[int, int]:
         """Who each node stands for, as it says itself; in a simulation nobody has a reason to lie."""
@@ -190,7 +203,7 @@ class Flower:
         for client, letter in self._ask(HELLO, new, number):
             (self._refused if isinstance(letter, str) else self._greeted)[client] = nodes[client]
             if isinstance(letter, str):
-                self._tell(f"an owner will not take part: {letter}")
+                self._tell(f"{self._name(client)} will not take part: {letter}")
             else:
                 self._greeted_by(client, letter)
         return sorted(i for i, node in nodes.items() if self._greeted.get(i) == node)
@@ -201,7 +214,7 @@ class Flower:
         life = self._rules.deadline
         for client, letter in letters.items():
             if client not in nodes:
-                yield client, "it has gone away"
+                yield client, GONE
                 continue
             message = Message(pack(*letter), nodes[client].number, kind, ttl=life + 60, group_id=str(number))
             (key,) = self._grid.push_messages([message]) or [""]
@@ -220,9 +233,10 @@ class Flower:
                 looked, here = waited, self._nodes()
                 for key, client in list(sent.items()):
                     if here.get(client) != nodes[client] or waited - began > life:
-                        late = f"no reply within {life:g} s" if waited - began > life else "it has gone away"
-                        yield sent.pop(key), late
-                        self._forget(key)
+                        late = f"no reply within {life:g} s" if waited - began > life else GONE
+                        del sent[key]
+                        self._forget(key)  # First: whoever has all that it waits for does not come back here.
+                        yield client, late
             time.sleep(POLL if waited - began < 5 else 10 * POLL)
 
     def _forget(self, key: str) -> None:
@@ -243,13 +257,18 @@ def _kind(step: str) -> str:
 
 def _opened(message: Message) -> Letter | str:
     if message.has_error():
-        return f"{message.error.reason}"
+        return _printable(message.error.reason)
     try:
         letter = unpack(message.content)
     except (Malformed, ValueError, TypeError) as error:
         return f"its reply is no good: {error}"
     failed = letter.info.get("failed")
-    return letter if failed is None else str(failed)
+    return letter if failed is None else _printable(failed)
+
+
+def _printable(reason: object) -> str:
+    """A client's words as they may stand in a terminal and a record."""
+    return "".join(one if one.isprintable() else " " for one in str(reason)[:LONGEST])
 
 
 class App(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedfields.runtime import offline as offline  # isort: split
 
@@ -16,10 +17,11 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedfields.errors import UserError
+from fedfields.runtime.desk import REPORT
 from fedfields.runtime.engine import Fleet, Gone, explain, hush
-from fedfields.runtime.flower import App, client_app
+from fedfields.runtime.flower import VISIT, App, client_app
 from fedfields.runtime.keys import OwnerKey
-from fedfields.runtime.owner import Log, Owner
+from fedfields.runtime.owner import MASKED, Log, Owner
 from fedfields.runtime.wire import nbytes, unpack
 from fedfields.store import cannot_write
 
@@ -27,6 +29,19 @@ IDLE = 0.25
 """Seconds between questions to a server that has nothing to ask."""
 
 Tell = Callable[[str], None]
+
+Answer = Callable[[Message, Context], Message]
+
+Busy = Callable[[str], contextlib.AbstractContextManager[object]]
+"""Shows that a piece of work is under way for as long as its context lasts."""
+
+STEPS = {
+    "query.advertise": "fresh public keys for the masks",
+    "query.share": "pieces of the masks' keys, each sealed for one other owner",
+    "query.agree": "tags for the other owners on who is in the sum",
+    "query.unmask": "pieces of keys that take the masks off the sum of all",
+}
+"""What a step of a secure sum sends beside the report."""
 
 
 class Visit(NamedTuple):
@@ -43,15 +58,22 @@ class Visit(NamedTuple):
     patience: float = 600.0
 
 
-def join(visit: Visit, owner: Owner, key: OwnerKey, folder: Path, tell: Tell) -> bool:
+def join(
+    visit: Visit,
+    owner: Owner,
+    key: OwnerKey,
+    folder: Path,
+    tell: Tell,
+    busy: Busy = contextlib.nullcontext,
+) -> bool:
     """Answers the server until there is a result; whether there is one.
 
     Raises:
         UserError: the server cannot be reached for too long, or does not want this owner.
     """
     hush(folder / "flower.log")
-    app = client_app(App(desk=owner.desk, hello=owner.hello, finish=owner.finish, guard=owner.guard))
-    log = Log(folder / "sent.jsonl")
+    app = _watched(client_app(App(owner.desk, owner.hello, owner.finish, owner.guard)), busy)
+    log = Log(folder / "sent.jsonl", lambda: owner.form)
     with _alone(folder):
         fleet = Fleet(visit.address, key.node, visit.certificate)
         try:
@@ -61,10 +83,24 @@ def join(visit: Visit, owner: Owner, key: OwnerKey, folder: Path, tell: Tell) ->
                     _turn(fleet, visit, app, log, tell)
         finally:
             fleet.leave()
+            if log.messages:
+                tell(f"{log.bytes:,} bytes in {log.messages} messages left this machine; each is listed in {log.path}")
     return owner.done
 
 
-def _turn(fleet: Fleet, visit: Visit, app: ClientApp, log: Log, tell: Tell) -> None:
+def _watched(app: ClientApp, busy: Busy) -> Answer:
+    """The app, which shows when it trains."""
+
+    def answer(message: Message, context: Context) -> Message:
+        head = message.metadata
+        training = head.message_type in (VISIT, MASKED)
+        with busy(f"round {head.group_id}: training on your data") if training else contextlib.nullcontext():
+            return app(message=message, context=context)
+
+    return answer
+
+
+def _turn(fleet: Fleet, visit: Visit, app: Answer, log: Log, tell: Tell) -> None:
     """One message, or a short rest; after a broken connection, a new one."""
     try:
         message = fleet.receive()
@@ -72,37 +108,44 @@ def _turn(fleet: Fleet, visit: Visit, app: ClientApp, log: Log, tell: Tell) -> N
             time.sleep(IDLE)
             return
         reply, seconds = _answer(app, fleet, message, log, tell)
-        fleet.reply(reply, seconds)
+        if not fleet.reply(reply, seconds):
+            tell(f"round {message.metadata.group_id}: the server did not wait for this reply, and did not take it")
     except (httpx.HTTPError, Gone, RuntimeError) as error:
         tell(f"the connection broke ({type(error).__name__}); trying again")
         _connect(fleet, visit, tell)
 
 
-def _answer(app: ClientApp, fleet: Fleet, message: Message, log: Log, tell: Tell) -> tuple[Message, float]:
+def _answer(app: Answer, fleet: Fleet, message: Message, log: Log, tell: Tell) -> tuple[Message, float]:
     started, head = time.perf_counter(), message.metadata
-    if head.message_type in ("train.visit", "train.masked"):
-        tell(f"round {head.group_id}: training")
     context = Context(head.run_id, fleet.number, {}, RecordDict(), {})
-    reply = app(message=message, context=context)
+    reply = app(message, context)
     weight = nbytes(reply.content)
     line = log.write(head.message_type, head.group_id, unpack(reply.content), weight)
-    if weight or "failed" in line["values"]:
+    if line["values"] or line["tensors"]:
         tell(_told(line))
     return reply, time.perf_counter() - started
 
 
-def _told(line: dict) -> str:
+def _told(line: Mapping[str, Any]) -> str:
     """A line for the owner's terminal about what leaves."""
-    if "failed" in line["values"]:
-        return f"round {line['round']}: sent no numbers, but a reason: {line['values']['failed']}"
+    values, tensors = line["values"], line["tensors"]
+    if "failed" in values:
+        return f"round {line['round']}: sent no numbers, but a reason: {values['failed']}"
     if line["masked"]:
-        what = "your update under masks: noise, to whoever sees it alone"
-    elif line["tensors"]:
-        leaves = sum(len(tree) for tree in line["tensors"].values())
-        what = f"your update in the clear, {leaves} arrays of numbers"
+        what = f"your update under masks ({_sizes(line['under_masks'])}): noise, to whoever sees it alone"
+    elif tensors:
+        what = f"your update, readable by the server ({_sizes(tensors)})"
+    elif line["kind"] in STEPS:
+        what = STEPS[line["kind"]]
     else:
-        what = f"keys and shares of masks ({line['kind'].split('.')[-1]})"
+        return f"round {line['round']}: told the server {', '.join(f'{name} {one}' for name, one in values.items())}"
     return f"round {line['round']}: sent {line['bytes']:,} bytes: {what}"
+
+
+def _sizes(trees: Mapping[str, Mapping[str, tuple[str, list[int]]]]) -> str:
+    """How many numbers each tree has."""
+    counts = {name: sum(math.prod(shape) for _, shape in tree.values()) for name, tree in trees.items()}
+    return "numbers: " + ", ".join(f"{count:,} of {name.removeprefix(REPORT)}" for name, count in counts.items())
 
 
 def _connect(fleet: Fleet, visit: Visit, tell: Tell) -> None:
@@ -115,7 +158,7 @@ def _connect(fleet: Fleet, visit: Visit, tell: Tell) -> None:
     while True:
         try:
             fleet.connect()
-            tell(f"connected to {visit.address}")
+            tell(f"connected to {visit.address}; waiting for its questions")
             return
         except (httpx.HTTPError, RuntimeError) as error:
             line = explain(error, visit.address) if isinstance(error, httpx.HTTPError) else str(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,11 @@ from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene, own_photographs
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import photos_of
-from fedfields.store import cannot_write, write_json
-from fedfields.types import Client, Memory
+from fedfields.store import append_line, parse_json, write_json
+from fedfields.types import Client, Memory, Params
+
+MASKED = "train.masked"
+"""The kind of message whose reply is a report under masks."""
 
 LARGEST_EXPERIMENT = 1 << 20
 """Characters of an experiment that a server may send."""
@@ -46,6 +48,18 @@ class Policy(NamedTuple):
 
     require: tuple[str, ...] = ()
     roster: Mapping[str, OwnerPublic] | None = None
+
+    def said(self, name: str, data: Path, folder: Path) -> list[str]:
+        """What an owner should know before anything else, in lines."""
+        lines = [
+            f"{name} trains on {data} when the server asks. What is in there stays on this machine; all that leaves it "
+            f"is shown here and listed in {folder / 'sent.jsonl'}"
+        ]
+        if self.require:
+            lines.append(f"nothing is sent unless the run has {' and '.join(self.require)}")
+        if self.roster is not None:
+            lines.append(f"secure sums are made with {', '.join(self.roster)} only")
+        return lines
 
 
 class Owner:
@@ -69,6 +83,11 @@ class Owner:
     def desk(self, context: object) -> Desk | None:
         """The desk; None before the first greeting."""
         return self._desk
+
+    @property
+    def form(self) -> Mapping[str, Params]:
+        """Trees with the names and shapes of what is summed in secret; empty before the first greeting."""
+        return {} if self._desk is None else self._desk.form
 
     def hello(self, letter: Letter, context: object) -> Letter:
         """Looks at what the server wants, and gets ready for it.
@@ -130,8 +149,8 @@ class Owner:
         if not isinstance(text, str) or len(text) > LARGEST_EXPERIMENT:
             raise Declined("the server sent no experiment")
         try:
-            experiment = from_json(json.loads(text))
-        except (ValueError, RecursionError) as error:
+            experiment = from_json(parse_json(text))
+        except ValueError as error:
             raise Declined(f"the server's experiment cannot be read ({type(error).__name__})") from error
         if not isinstance(experiment, Experiment):
             raise Declined("the server sent something else than an experiment")
@@ -187,36 +206,45 @@ class Shelf:
 
 
 class Log:
-    """``sent.jsonl``: a line for everything that left this machine, written before it leaves."""
+    """``sent.jsonl``: a line for everything that left this machine, written before it leaves.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        path: of the file; lines are added to what is there.
+        form: gives trees with the names and shapes of what lies under masks.
+
+    Attributes:
+        messages: how many lines were written.
+        bytes: how much they stand for.
+    """
+
+    def __init__(self, path: Path, form: Callable[[], Mapping[str, Params]]) -> None:
+        self.path, self._form = path, form
+        self.messages, self.bytes = 0, 0
 
     def write(self, kind: str, round: str, letter: Letter, weight: int) -> dict[str, Any]:
-        """Notes a reply of so many bytes; returns the line."""
-        tensors = {
-            name: {key: [str(leaf.dtype).removeprefix("torch."), list(leaf.shape)] for key, leaf in tree.items()}
-            for name, tree in letter.trees.items()
-        }
+        """Notes a reply of so many bytes; returns the line: ``tensors`` can be read, ``under_masks`` cannot."""
+        masked = kind == MASKED and "failed" not in letter.info
         values = {name: _shown(value) for name, value in letter.info.items()}
         line = {
             "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "round": round,
             "kind": kind,
             "bytes": weight,
-            "masked": kind == "train.masked",
-            "tensors": tensors,
+            "masked": masked,
+            "tensors": _shapes(letter.trees),
+            "under_masks": _shapes(self._form() if masked else {}),
             "values": values,
         }
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+        append_line(self.path, json.dumps(line))
+        self.messages, self.bytes = self.messages + 1, self.bytes + weight
         return line
+
+
+def _shapes(trees: Mapping[str, Params]) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    return {
+        name: {key: (str(leaf.dtype).removeprefix("torch."), list(leaf.shape)) for key, leaf in tree.items()}
+        for name, tree in trees.items()
+    }
 
 
 def _shown(value: Any) -> Any:
@@ -228,8 +256,8 @@ def _frame(info: dict[str, Any]) -> Frame | None:
     if text is None:
         return None
     try:
-        return frame_from(json.loads(text), "the server's frame")
-    except (ValueError, RecursionError) as error:
+        return frame_from(parse_json(text), "the server's frame")
+    except ValueError as error:
         raise Declined(f"the server's frame cannot be read ({type(error).__name__})") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedfields.errors import said
+
 _context: Any = None
 """In a worker process: what all jobs share."""
 
 
 class Failed(Exception):
-    """A job raised; the text is ``type: message``."""
+    """A job raised; the text is what `said` lets others read of the error."""
 
 
 class Pool:
@@ -58,7 +61,7 @@ class Pool:
             for job in jobs:
                 yield self._here(function, job)
             return
-        futures = [self._executor.submit(_run, function, _pack(job)) for job in jobs]
+        futures = [self._submit(function, job) for job in jobs]
         for future, job in zip(futures, jobs, strict=True):
             yield self._result(future, function, job)
 
@@ -69,8 +72,18 @@ class Pool:
         self._done, self._spent = self._done + 1, self._spent + time.perf_counter() - started
         return result
 
+    def _submit(self, function: Callable[..., Any], job: tuple) -> Future:
+        """A job on its way to a worker; a future that has failed if the workers are gone."""
+        assert self._executor is not None
+        try:
+            return self._executor.submit(_run, function, _pack(job))
+        except BrokenProcessPool as error:
+            future: Future = Future()
+            future.set_exception(error)
+            return future
+
     def _result(self, future: Future, function: Callable[..., Any], job: tuple) -> Any:
-        """A worker's result; if the worker was killed, the job is done here."""
+        """A worker's result; if the worker was killed, this and all later jobs are done here."""
         try:
             return _unpack(future.result())
         except BrokenProcessPool:
@@ -111,8 +124,17 @@ def one_thread() -> Iterator[None]:
 def _start(context: Any) -> None:
     global _context
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops the workers.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _context = _unpack(context)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed; it would wait for jobs for ever, since it holds the pipe open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(function: Callable[..., Any], job: Any) -> Any:
@@ -123,7 +145,7 @@ def _guard(function: Callable[..., Any], context: Any, job: tuple) -> Any:
     try:
         return function(context, *job)
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {error}")
+        return Failed(said(error))
 
 
 class _Array:

@@ -134,7 +134,7 @@ def _poses(trained: Trained, path: str, frames: int) -> list[Tensor]:
 def _matrix(value: object, where: str) -> Tensor:
     try:
         return torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{where}: the transform_matrix is no matrix of numbers; write 4 rows of 4") from error
 
 

@@ -24,11 +24,25 @@ from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.tasks import TaskSetup, set_up_tasks
 from fedfields.scenes.data import Federation
 from fedfields.scenes.scene import Place, Scene
-from fedfields.store import cannot_write, read_json, write_json
+from fedfields.store import (
+    MAX_LINES,
+    append_line,
+    cannot_write,
+    is_unfinished,
+    parse_json,
+    read_file,
+    read_json,
+    sweep,
+    write_json,
+    write_text,
+)
 from fedfields.types import Advance, Params
 
 BLOW_UP = 4.0
 """How many times the first loss before adaptation counts as divergence."""
+
+WRITTEN = ("", "checkpoints", "images", "observations")
+"""Where in its folder a run writes."""
 
 
 class Interrupted(Exception):
@@ -86,7 +100,8 @@ def set_up_run(folder: Path) -> TaskSetup:
 
 def load_experiment(folder: Path) -> Experiment:
     """The experiment of a run on disk."""
-    found = from_json(read_json(folder / "experiment.json")["experiment"])
+    record = read_json(folder / "experiment.json")
+    found = from_json(record.get("experiment") if isinstance(record, dict) else None)
     if not isinstance(found, Experiment):
         raise UserError(f"{folder / 'experiment.json'} does not hold an experiment; the file is damaged")
     return found
@@ -124,10 +139,12 @@ def run(
     """
     warn = warn or (lambda line: None)
     _check_folder(folder, resume)
+    for place in WRITTEN:
+        sweep(folder / place)
     if resume:
         _check_same_start(experiment, folder)
     setup = set_up(experiment) if elsewhere is None else elsewhere.set_up(experiment)
-    _write_record(experiment, folder, name)
+    _write_record(experiment, folder, name, served=elsewhere is not None)
     for note in setup.federation.notes:
         warn(note)
     try:
@@ -137,7 +154,7 @@ def run(
     start = Checkpoint(start_server(experiment.strategy, setup.params), {}, Uploads({}, {}))
     log = _Log(folder / "metrics.jsonl")
     if resume:
-        start = load(folder / "checkpoints") or start
+        start = load(folder / "checkpoints", log.read(warn), warn) or start
         _check_same_model(start, setup, folder)
         log.rewind(start.state.round)
     visits = (experiment.rounds - start.state.round) * min(experiment.cohort, len(setup.context.clients))
@@ -284,19 +301,20 @@ def _check_folder(folder: Path, resume: bool) -> None:
             raise UserError(f"{folder} is not a run that could be resumed; leave out --resume to start one there")
     else:
         try:
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and not all(is_unfinished(path) for path in folder.iterdir()):
                 raise UserError(f"{folder} is not empty; choose another --out, or go on with its run with --resume")
         except OSError as error:
             raise cannot_write(folder, error) from error
 
 
-def _write_record(experiment: Experiment, folder: Path, name: str) -> None:
+def _write_record(experiment: Experiment, folder: Path, name: str, *, served: bool) -> None:
     """What is needed to run the same again, or to go on."""
     record = {
         "preset": name,
         "name": folder.name,
         "version": version("fedfields"),
         "seed": experiment.seed,
+        "served": served,
         "experiment": to_json(experiment),
     }
     write_json(folder / "experiment.json", record)
@@ -333,27 +351,44 @@ class _Log:
 
     def append(self, record: dict) -> None:
         self.records.append(record)
+        append_line(self.path, json.dumps(clean(record)))
+
+    def read(self, warn: Callable[[str], None]) -> int:
+        """Takes over the rounds on disk up to the first that is not there whole; returns how many there are."""
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean(record)) + "\n")
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+            lines = read_file(self.path, MAX_LINES).decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            lines = [""]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} cannot be read ({error}); start the run anew") from error
+        self.records = []
+        for number, line in enumerate(lines[:-1], 1):
+            record = _record(line, number)
+            if record is None:
+                warn(f"{self.path}, line {number}, is damaged; the rounds from {number} on are run again")
+                break
+            self.records.append(record)
+        return len(self.records)
 
     def rewind(self, rounds: int) -> None:
         """Forgets what came after ``rounds``: those rounds will be run again."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break
-                if record["round"] <= rounds:
-                    kept.append(record)
-        self.records = kept
-        from fedfields.store import write_text
+        self.records = self.records[:rounds]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
 
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+_FIGURES = {"cohort": list, "dropped": list, "bytes_up": int, "bytes_down": int, "seconds": float}
+"""What the record of every round has, and of what kind."""
+
+
+def _record(line: str, number: int) -> dict | None:
+    """The record of a round, None if the line is not that."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or found.get("round") != number:
+        return None
+    return found if all(isinstance(found.get(name), kind) for name, kind in _FIGURES.items()) else None
 
 
 class _Watch:

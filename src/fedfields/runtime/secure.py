@@ -57,8 +57,8 @@ def settings_of(privacy: SecAgg, plan: FixedPoint, session: bytes, round: int, a
     """The settings of a round's attempt, which everybody makes from the configuration."""
     complete = 2 * (plan.clients // 2)
     degree = min(privacy.neighbours, complete) if privacy.neighbours else complete
-    least = degree // 2 + 1
-    threshold = min(max(math.ceil(privacy.threshold * degree), least), degree, plan.clients - 1)
+    holders = min(degree, plan.clients - 1)  # Of an even number of clients in a complete graph, one less than degree.
+    threshold = min(max(math.ceil(privacy.threshold * holders), holders // 2 + 1), holders)
     return plan.settings(session, (round << 8) | attempt, privacy.minimum, degree, threshold)
 
 

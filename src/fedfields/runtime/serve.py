@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from fedfields.config import Experiment, to_json
 from fedfields.errors import UserError
 from fedfields.privacy.dp import Clipped
-from fedfields.runtime.checkpoint import existing
+from fedfields.runtime.checkpoint import existing, round_of
 from fedfields.runtime.desk import Letter
-from fedfields.runtime.engine import SuperLink, Tls, hush
+from fedfields.runtime.engine import SuperLink, Tls, check_address, hush
 from fedfields.runtime.flower import Flower, Node, Rules
 from fedfields.runtime.keys import OwnerPublic
 from fedfields.runtime.remote import RemoteSetup, published, set_up_remote
@@ -58,8 +58,9 @@ class Serving:
         """The run's parts; the owners' weights come with their greetings.
 
         Raises:
-            UserError: the experiment does not suit a real run with these owners.
+            UserError: the experiment does not suit a real run with these owners, or nobody could reach the server.
         """
+        check_address(self._door.host, self._door.port)
         sums = experiment.method.sums
         fewest = max(sums.minimum if sums else 1, self._rules.least)
         if len(self._names) < fewest:
@@ -89,10 +90,15 @@ class Serving:
                 os.urandom(16),
                 self._rules._replace(least=least),
                 greeting=_greeting(setup, self._names),
-                greeted=lambda client, letter: _weigh(setup, client, letter),
+                greeted=lambda client, letter: self._met(setup, client, letter),
                 oldest=lambda: _oldest(folder),
                 tell=self._tell,
+                name=lambda client: self._names[client],
             )
+
+    def _met(self, setup: RemoteSetup, client: int, letter: Letter) -> None:
+        self._tell(f"{self._names[client]} takes part")
+        _weigh(setup, client, letter)
 
     def _here(self, link: SuperLink) -> dict[int, Node]:
         found = link.here()
@@ -135,4 +141,4 @@ def _weigh(setup: RemoteSetup, client: int, letter: Letter) -> None:
 
 def _oldest(folder: Path) -> int:
     found = existing(folder / "checkpoints")
-    return int(found[0].name.removeprefix("round-")) if found else 0
+    return round_of(found[0]) if found else 0

@@ -18,7 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedfields.config import Experiment, from_json, to_json
-from fedfields.errors import UserError
+from fedfields.errors import UserError, said
 from fedfields.runtime.desk import Desk, Letter, Seat
 from fedfields.runtime.engine import hush, node_numbers, ray_simulation
 from fedfields.runtime.flower import App, Flower, Node, client_app
@@ -85,7 +85,7 @@ def simulated_app(experiment: Experiment, folder: Path) -> App:
         desk=functools.partial(_desk, text, where),
         hello=_hello,
         finish=_finish,
-        guard=_whole,
+        guard=said,
         moves=True,
     )
 
@@ -120,8 +120,3 @@ def _hello(letter: Letter, context: Context) -> Letter:
 
 def _finish(letter: Letter) -> Letter:
     return Letter({}, {})
-
-
-def _whole(error: Exception) -> str:
-    """A simulation shows errors as they are."""
-    return f"{type(error).__name__}: {error}"

@@ -25,6 +25,9 @@ TYPES = {
 }
 """What may travel."""
 
+MOST_AXES, LARGEST = 16, 2**40
+"""Axes of a leaf, and its entries, those of an empty one counted as if each axis had at least one: torch multiplies."""
+
 INFO, TREE, RAW = "info", "tree.", "raw"
 
 
@@ -33,7 +36,10 @@ class Malformed(ValueError):
 
 
 def pack(trees: Mapping[str, Params], info: Mapping[str, Any] | None = None) -> RecordDict:
-    """Trees and values as a record; values are bool, int, float, str, bytes, or lists of one of these."""
+    """Trees and values as a record; values are bool, int, float, str, bytes, or lists of one of these.
+
+    Names of trees hold no double slash, and do not end with one slash: what is before the first "//" is a tree's name.
+    """
     order = [f"{name}//{key}" for name, tree in trees.items() for key in tree]
     records: dict[str, Any] = {INFO: ConfigRecord({"order": order, "trees": list(trees), **(info or {})})}
     for name, tree in trees.items():
@@ -88,7 +94,9 @@ def _tensor(array: Array) -> torch.Tensor:
     if dtype is None or array.stype != RAW:
         raise Malformed(f"a leaf is of type {array.dtype!r} in {array.stype!r}, which is none of ours")
     shape, data = tuple(array.shape), array.data
-    if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(data):
+    odd = len(shape) > MOST_AXES or any(type(size) is not int or size < 0 for size in shape)
+    if odd or math.prod(shape) * dtype.itemsize != len(data) or math.prod(size or 1 for size in shape) > LARGEST:
+        shape = shape[:MOST_AXES]
         raise Malformed(f"a leaf of shape {list(shape)} and type {array.dtype} has {len(data)} bytes")
     if not data:
         return torch.zeros(shape, dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
 from fedfields.scenes.llff import FOLDERS
 from fedfields.scenes.posed import Split
+from fedfields.store import MAX_TEXT, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,8 +230,8 @@ def _with_splits(found: Drafts, files: list[Path]) -> Drafts:
 
 def _read_splits(path: Path) -> dict[str, Split]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+        text = read_file(path, MAX_TEXT).decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
     except (OSError, ValueError, csv.Error) as error:
         raise broken(path, f"cannot be read as tab-separated text ({error}); save it again") from error
     if not rows or not {"filename", "split"} <= set(rows[0]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import stat
 from collections import Counter
@@ -13,6 +14,7 @@ from fedfields.errors import UserError
 from fedfields.scenes.clips import CLIP_SUFFIXES, natural_order
 from fedfields.scenes.images import IMAGE_SUFFIXES, printable
 from fedfields.scenes.photographs import photographs
+from fedfields.store import MAX_TEXT, read_file
 
 Kind = Literal["image", "video"]
 AnyKind = Literal["auto", "image", "video"]
@@ -186,9 +188,8 @@ def _plan_split(split: Path, wanted: AnyKind, tree: _Tree) -> Plan:
 def _read_split(split: Path, root: Path) -> list[_Row]:
     """The rows of the CSV file, at least one."""
     try:
-        with split.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(line)]
+        lines = csv.reader(io.StringIO(read_file(split, MAX_TEXT).decode("utf-8-sig"), newline=""), strict=True)
+        cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(line)]
     except FileNotFoundError as error:
         raise UserError(printable(f"{split} does not exist; correct --data.split")) from error
     except (OSError, ValueError, csv.Error) as error:

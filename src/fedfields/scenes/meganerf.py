@@ -14,6 +14,7 @@ from fedfields.rendering.cameras import Camera, check_pose
 from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, make_camera
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Split
+from fedfields.store import read_pt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +72,9 @@ def _camera(values: dict[str, Any], where: str) -> Camera:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Damaged archives and forbidden content raise nearly everything.
-        found = f"is no file of tensors that can be read safely ({type(error).__name__})"
+        values = read_pt(path)
+    except ValueError as error:
+        found = f"is no file of tensors that can be read safely ({error})"
         raise broken(path, f"{found}; make it again") from error
     if not isinstance(values, dict):
         raise broken(path, f"holds a {type(values).__name__} where names with tensors were expected; make it again")
@@ -82,7 +83,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _numbers(values: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> Tensor:
     try:
-        found = torch.as_tensor(values[key], dtype=torch.float64)
+        given = values[key]
+        few = not isinstance(given, torch.Tensor) or given.numel() <= 12  # A view may repeat one number for ever.
+        found = torch.as_tensor(given, dtype=torch.float64) if few else given
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise broken(where, f"{key} is missing or no number; make it again") from error
     if found.shape != shape:

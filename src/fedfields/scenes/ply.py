@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedfields.lazy import torch
 from fedfields.scenes.drafts import broken
+from fedfields.store import read_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +24,9 @@ _TYPES = {
 
 _ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
 
+MAX_BYTES, MAX_POINTS = 2**28, 2**24
+"""Largest file that is read, and the most points in one."""
+
 _HEADER = 65536
 """Bytes within which a header must end."""
 
@@ -34,9 +40,9 @@ def read_points(path: Path) -> Tensor:
     import numpy as np
 
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise broken(path, f"cannot be read ({error.strerror}); check the path") from error
+        content = read_file(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise broken(path, f"cannot be read ({getattr(error, 'strerror', error)}); check the path") from error
     head, found, body = content[:_HEADER].partition(b"end_header")
     if not (found and head.startswith(b"ply")):
         raise broken(path, "is no PLY file; export the points again")
@@ -70,6 +76,8 @@ def _layout(path: Path, head: str) -> tuple[str, int, np.dtype]:
             elif words[:1] == ["property"] and element == "vertex":
                 fields.append((words[2], _ORDERS[order] + _TYPES[words[1]]))
         kind = np.dtype(fields)
+        if count > MAX_POINTS:
+            raise ValueError(f"it announces more than {MAX_POINTS:,} points")
         if count < 0 or not {"x", "y", "z"} <= set(kind.names or ()):
             raise ValueError("no x, y and z")
     except (ValueError, IndexError, KeyError) as error:
@@ -82,7 +90,10 @@ def _rows(body: bytes, order: str, count: int, kind: np.dtype) -> np.ndarray:
 
     if order != "ascii":
         return np.frombuffer(body, kind, count)
-    lines = body.decode("ascii", "replace").splitlines()[:count]
-    if len(lines) < count:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # That there is nothing to read: it is said below.
+        lines = io.StringIO(body.decode("ascii", "replace"))
+        rows = np.loadtxt(lines, kind, comments=None, max_rows=count, ndmin=1)
+    if len(rows) < count:
         raise ValueError("too few lines")
-    return np.array([tuple(line.split()) for line in lines], kind)
+    return rows

@@ -37,6 +37,13 @@ class Tour:
     view: float = 0.7
     """Horizontal angle of view, in radians."""
 
+    def __post_init__(self) -> None:
+        if not (len(self.up) == 3 and math.isfinite(math.hypot(*self.up)) and any(self.up)):
+            raise ValueError(f"up is {self.up}; it must be a direction of three finite numbers")
+        if not (0 < self.radius < math.inf and math.isfinite(self.elevation) and 0 < self.view < math.pi):
+            found = f"radius {self.radius}, elevation {self.elevation} and angle of view {self.view}"
+            raise ValueError(f"{found} are no place to look from")
+
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
         write_json(path, dataclasses.asdict(self))
@@ -87,8 +94,9 @@ def load_tour(path: Path) -> Tour:
     """
     found = read_json(path)
     try:
-        return Tour(tuple(found["up"]), float(found["radius"]), float(found["elevation"]), float(found["view"]))
-    except (KeyError, TypeError, ValueError) as error:
+        up = tuple(float(x) for x in found["up"])
+        return Tour(up, float(found["radius"]), float(found["elevation"]), float(found["view"]))  # pyright: ignore
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no tour: {error}; was it edited? run again to have it made anew") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +12,7 @@ from fedfields.scenes.drafts import Draft, Drafts, Finder, broken, listed, make_
 from fedfields.scenes.images import printable
 from fedfields.scenes.ply import read_points
 from fedfields.scenes.posed import AS_POSED, Split, read_header
+from fedfields.store import MAX_TEXT, parse_json, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,10 +128,10 @@ def _frame_of(draft: Draft, folder: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+        meta = parse_json(read_file(path, MAX_TEXT))
     except OSError as error:
         raise broken(path, f"cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise broken(path, f"is not JSON ({error}); save it again") from error
     if not isinstance(meta, dict):
         raise broken(path, f"holds a {type(meta).__name__} where an object with frames was expected")

@@ -110,7 +110,7 @@ class Settings:
     """Neighbours of a client, even; cohorts of at most ``degree + 1`` form a complete graph (see ``degree_for``)."""
 
     threshold: int
-    """Neighbours whose shares reveal a client's seed or mask key; more than half of ``degree``."""
+    """Neighbours whose shares reveal a client's seed or mask key; more than half of all that a client can have."""
 
     def __post_init__(self) -> None:
         if len(self.session) != 16 or len(self.layout) != 32:
@@ -122,10 +122,11 @@ class Settings:
                 f"cohorts of {self.minimum} to {self.largest} clients: at least 3, since two know each other's reports "
                 f"from their sum, and at most {MOST}"
             )
-        if self.degree % 2 or not self.degree // 2 < self.threshold <= min(self.degree, self.largest - 1):
+        holders = min(self.degree, self.largest - 1)
+        if self.degree % 2 or not holders // 2 < self.threshold <= holders:
             raise ValueError(
-                f"{self.threshold} of {self.degree} neighbours: the degree must be even, and the threshold more than "
-                f"half of it and at most {min(self.degree, self.largest - 1)}"
+                f"{self.threshold} of {holders} neighbours: the degree, {self.degree}, must be even, and the threshold "
+                "more than half of the neighbours and at most all of them"
             )
 
     @property
