@@ -252,7 +252,7 @@ def test_nothing_of_the_pictures_leaves_and_all_that_leaves_is_written_down(tmp_
     assert canaries.found(stream + zlib.compress(planted[:100].tobytes())) == {"picture 0"}
     assert not canaries.found(stream)
     assert "canaryfolder" in broken.said or "canaryone" in broken.said  # The owner is told all of it.
-    assert "an owner will not take part: the owner's machine could not do its part (UserError)" in server.said
+    assert "bert will not take part: the owner's machine could not do its part (UserError)" in server.said
     kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     logs = [server.log, *(place.out(name) / "flower.log" for name in place.names)]
     assert (tmp_path / "run" / "flower.log") in kept
