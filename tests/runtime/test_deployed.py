@@ -272,7 +272,7 @@ def test_nothing_of_the_pictures_leaves_and_all_that_leaves_is_written_down(tmp_
             assert rest[0].strip("('").startswith(("127.0.0.1", "localhost", "::1", "None")), (name, event, rest)
 
     for name, replies in received(proxies).items():
-        log = Log(tmp_path / f"{name}.seen")
+        log = Log(tmp_path / f"{name}.seen", dict)
         for head, content in replies:
             log.write(head.message_type, head.group_id, unpack(content), nbytes(content))
         seen = place.records(f"{name}.seen")
