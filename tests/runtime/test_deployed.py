@@ -252,7 +252,7 @@ def test_nothing_of_the_pictures_leaves_and_all_that_leaves_is_written_down(tmp_
     assert canaries.found(stream + zlib.compress(planted[:100].tobytes())) == {"picture 0"}
     assert not canaries.found(stream)
     assert "canaryfolder" in broken.said or "canaryone" in broken.said  # The owner is told all of it.
-    assert "an owner will not take part: the owner's machine could not do its part (UserError)" in server.said
+    assert "bert will not take part: the owner's machine could not do its part (UserError)" in server.said
     kept = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     logs = [server.log, *(place.out(name) / "flower.log" for name in place.names)]
     assert (tmp_path / "run" / "flower.log") in kept
@@ -272,7 +272,7 @@ def test_nothing_of_the_pictures_leaves_and_all_that_leaves_is_written_down(tmp_
             assert rest[0].strip("('").startswith(("127.0.0.1", "localhost", "::1", "None")), (name, event, rest)
 
     for name, replies in received(proxies).items():
-        log = Log(tmp_path / f"{name}.seen")
+        log = Log(tmp_path / f"{name}.seen", dict)
         for head, content in replies:
             log.write(head.message_type, head.group_id, unpack(content), nbytes(content))
         seen = place.records(f"{name}.seen")

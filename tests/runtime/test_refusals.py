@@ -163,7 +163,7 @@ def test_nobody_there(place, capfd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "address", ["https://museum.example", "museum.example:8443/", "a b", "", "::1", "x:port", "x:123456"]
+    "address", ["https://museum.example", "museum.example:8443/", "a b", "", "::1:x", "x:port", "x:123456"]
 )
 def test_an_address_that_is_none(place, capfd, tmp_path, address):
     line = joining(place, capfd, tmp_path, address)
