@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ from fedfields.scenes.sdf import (
     look,
 )
 from fedfields.scenes.tour import Tour
-from fedfields.scenes.views import Photo, RaySignal, photo_rays
-from fedfields.scenes.visitors import Crowd, Occluded, group_of, occluded
+from fedfields.scenes.views import Photo, RaySignal
+from fedfields.scenes.visitors import Crowd, Occluded, group_of, occluded, octets, rays_of
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
@@ -113,10 +114,9 @@ class Monument:
         low, high = ELEVATIONS
         heights = low + (high - low) * torch.rand(self.views, generator=generator(seed, "monument", owner))
         turns = [self.turn(owner) + self.width * ((i + 0.5) / self.views - 0.5) for i in range(self.views)]
-        at = enumerate(zip(turns, heights.tolist(), strict=True))
-        shots = [self._photo(f"owner {owner} photo {i}", turn, height) for i, (turn, height) in at]
-        group = group_of(self.visitors, owner, [photo for photo, _ in shots], GROUND, seed)
-        return tuple(occluded(photo, group, depth) for photo, depth in shots)
+        names = [f"owner {owner} photo {i}" for i in range(self.views)]
+        photos, depth = self._photos(names, turns, heights.tolist())
+        return occluded(photos, group_of(self.visitors, owner, photos, GROUND, seed), depth)
 
     def _tests(self) -> tuple[Photo, ...]:
         """Photographs from all the sectors, at heights in between."""
@@ -124,14 +124,21 @@ class Monument:
         turns = [covered * (i + 0.5) / self.tests - self.width / 2 for i in range(self.tests)]
         low, high = ELEVATIONS
         heights = [low + (high - low) * (0.5 + 0.4 * math.sin(2.4 * i)) for i in range(self.tests)]
-        return tuple(self._photo(f"test {i}", *at)[0] for i, at in enumerate(zip(turns, heights, strict=True)))
+        return self._photos([f"test {i}" for i in range(self.tests)], turns, heights)[0]
 
-    def _photo(self, name: str, turn: float, height: float) -> tuple[Photo, Tensor]:
-        """A clean photograph, and the distances ``[size * size]`` to what it shows."""
-        camera, pose = TOUR.camera(self.size), TOUR.pose(turn, height).float()
-        seen = look(temple(), photo_rays(pose, camera))
-        colours = (255 * seen.colour).round().to(torch.uint8).view(self.size, self.size, 3)
-        return Photo(name, pose, camera, colours), seen.depth
+    def _photos(
+        self, names: Sequence[str], turns: Sequence[float], heights: Sequence[float]
+    ) -> tuple[tuple[Photo, ...], Tensor]:
+        """Clean photographs, and the distances ``[R]`` to what all their pixels show."""
+        camera = TOUR.camera(self.size)
+        blank = torch.zeros(self.size, self.size, 3, dtype=torch.uint8)
+        poses = [TOUR.pose(turn, height).float() for turn, height in zip(turns, heights, strict=True)]
+        photos = [Photo(name, pose, camera, blank) for name, pose in zip(names, poses, strict=True)]
+        if not photos:
+            return (), torch.zeros(0)
+        seen = look(temple(), rays_of(photos))
+        colours = octets(seen.colour).view(len(photos), self.size, self.size, 3)
+        return tuple(photo._replace(colours=each) for photo, each in zip(photos, colours, strict=True)), seen.depth
 
 
 def temple() -> Part:

@@ -145,8 +145,7 @@ class Scene:
 
     def _visited(self, client: int, photos: Sequence[Photo], seed: int) -> tuple[Occluded, ...]:
         """A client's photographs with its visitors; nothing of the object is nearer to the cameras than they are."""
-        group = group_of(self.visitors, client, photos, GROUND, seed)
-        return tuple(occluded(photo, group) for photo in photos)
+        return occluded(photos, group_of(self.visitors, client, photos, GROUND, seed))
 
 
 def own_photographs(scene: Scene, path: Path, name: str, frame: Frame, jitters: int) -> Client:

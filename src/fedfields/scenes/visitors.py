@@ -1,7 +1,7 @@
 """People in front of a place, a different group for each owner, and exactly which pixels they cover.
 
-They are what an owner's photographs show and nobody else's do: personal content. They stand still while their owner takes
-photographs. What would be seen without them is kept for scoring and never trained on.
+They are what an owner's photographs show and nobody else's do: personal content. They stand still while their owner
+takes photographs. What would be seen without them is kept for scoring and never trained on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fedfields.lazy import torch
+from fedfields.rendering.rays import Rays
 from fedfields.scenes.sdf import Capsule, Part, Plain, SmoothUnion, Sphere, Stripes, Vector, joined, look
 from fedfields.scenes.views import Photo, photo_rays
 from fedfields.seeds import generator
@@ -105,21 +106,37 @@ def person(feet: Vector, height: float, facing: float, random: Generator) -> Par
     return joined(parts, (at(0, 0, 0.5), 0.54 * height))
 
 
-def occluded(photo: Photo, group: Part | None, depth: Tensor | None = None) -> Occluded:
-    """A clean photograph with a group in front.
+def occluded(photos: Sequence[Photo], group: Part | None, depth: Tensor | None = None) -> tuple[Occluded, ...]:
+    """Clean photographs with a group in front.
 
     Args:
-        photo: without anybody.
+        photos: without anybody.
         group: who is there.
-        depth: ``[h * w]``, distances to what the photograph shows; without it everybody is in front of everything.
+        depth: ``[R]``, distances to what all pixels of all photographs show, one after the other; without it everybody
+            is in front of everything.
     """
     if group is None:
-        return Occluded(photo, photo.colours, torch.zeros(photo.colours.shape[:2], dtype=torch.bool))
-    seen = look(group, photo_rays(photo.pose, photo.camera))
+        return tuple(Occluded(one, one.colours, torch.zeros(one.colours.shape[:2], dtype=torch.bool)) for one in photos)
+    seen = look(group, rays_of(photos))
     covered = seen.depth.isfinite() if depth is None else seen.depth < depth
-    mask = covered.view(photo.colours.shape[:2])
-    colours = (255 * seen.colour).round().to(torch.uint8).view(photo.colours.shape)
-    return Occluded(photo._replace(colours=torch.where(mask[..., None], colours, photo.colours)), photo.colours, mask)
+    found, first = [], 0
+    for photo in photos:
+        clean, part = photo.colours, slice(first, first := first + photo.colours[..., 0].numel())
+        mask = covered[part].view(clean.shape[:2])
+        colours = torch.where(mask[..., None], octets(seen.colour[part]).view(clean.shape), clean)
+        found.append(Occluded(photo._replace(colours=colours), clean, mask))
+    return tuple(found)
+
+
+def rays_of(photos: Sequence[Photo]) -> Rays:
+    """The rays of all pixels of some photographs, one after the other."""
+    rays = [photo_rays(photo.pose, photo.camera)[:4] for photo in photos]
+    return Rays(*(torch.cat(parts) for parts in zip(*rays, strict=True)))
+
+
+def octets(colours: Tensor) -> Tensor:
+    """Colours in [0, 1] at 8 bits, which is what photographs have."""
+    return (255 * colours).round().to(torch.uint8)
 
 
 def yaw_of(photos: Sequence[Photo]) -> float:
