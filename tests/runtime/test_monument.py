@@ -18,6 +18,7 @@ from fedfields.runtime.places import Viewer
 from fedfields.runtime.remote import set_up_remote
 from fedfields.runtime.run import run, set_up
 from fedfields.scenes.monument import Monument
+from fedfields.scenes.scene import Scene
 from fedfields.strategies import FedAvg
 from tests.scenes.ball import write_capture
 
@@ -168,3 +169,6 @@ def test_the_command_line_reaches_both(tmp_path, capsys):
 def test_owners_on_other_machines_have_no_monument():
     with pytest.raises(UserError, match="data:capture"):
         set_up_remote(experiment(), ("a", "b", "c"), None)
+    visited = Scene(clients=3, partition="separate", visitors="light")
+    with pytest.raises(UserError, match=r"leave out --data\.visitors"):
+        set_up_remote(experiment(data=visited), ("a", "b", "c"), None)

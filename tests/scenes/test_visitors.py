@@ -115,6 +115,8 @@ def test_sectors_follow_one_another(sector, overlap, turn):
         ({"overlap": 1.0}, "overlap is 1.0"),
         ({"sector": 400.0}, "sector is 400.0"),
         ({"tests": -1}, "tests is -1"),
+        ({"users": 2, "overlap": 0.6}, "2 users with an overlap of 0.6 would each go around more than once"),
+        ({"visitors": "many"}, "visitors is 'many'; it must be one of none, light, heavy, mixed"),
     ],
 )
 def test_impossible_monuments_are_refused(wrong, said):
@@ -141,6 +143,8 @@ def test_visitors_in_front_of_a_capture(tmp_path):
 def test_visitors_need_sectors_and_an_object_on_white(tmp_path):
     with pytest.raises(ValueError, match=r"--data\.partition separate"):
         Scene(tmp_path, visitors="heavy")
+    with pytest.raises(ValueError, match="visitors is 'many'"):
+        Scene(tmp_path, visitors="many")
     write_capture(tmp_path)
     for file in (tmp_path / "train").iterdir():
         Image.open(file).convert("RGB").save(file)

@@ -133,6 +133,8 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
     if isinstance(data, Monument):
         raise UserError("the monument is made up for simulations; owners have photographs: say data:capture")
     if isinstance(data, Scene):
+        if data.visitors != "none":
+            raise UserError("visitors are put into photographs in simulations alone; leave out --data.visitors")
         if data.frame is None:
             raise UserError("a place needs the frame that all owners share; give its scene.json with --data.frame")
         frame = load_frame(data.frame)

@@ -27,7 +27,7 @@ from fedfields.scenes.sdf import (
 )
 from fedfields.scenes.tour import Tour
 from fedfields.scenes.views import Photo, RaySignal
-from fedfields.scenes.visitors import Crowd, Occluded, group_of, occluded, octets, rays_of
+from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded, octets, rays_of
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
@@ -73,17 +73,18 @@ class Monument:
     def __post_init__(self) -> None:
         if min(self.users, self.views, self.size) < 1:
             raise ValueError(f"{self.users} users, {self.views} views, {self.size} pixels; there must be at least 1")
+        check_crowd(self.visitors)
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap is {self.overlap}; it must be at least 0 and less than 1")
         if not 0 <= self.sector <= 360:
             raise ValueError(f"sector is {self.sector}; it must lie between 0 and 360 degrees")
+        if self.width > 1.001 * math.tau:
+            found = f"{self.users} users with an overlap of {self.overlap}"
+            raise ValueError(
+                f"{found} would each go around more than once; lower --data.overlap, or give a --data.sector"
+            )
         if self.tests < 0:
             raise ValueError(f"tests is {self.tests}; it must not be negative")
-
-    @property
-    def clients(self) -> int:
-        """Owners, as a `Scene` calls them."""
-        return self.users
 
     @property
     def width(self) -> float:

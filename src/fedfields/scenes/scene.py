@@ -13,7 +13,7 @@ from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Capture
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
-from fedfields.scenes.visitors import Crowd, Occluded, group_of, occluded
+from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
@@ -88,6 +88,7 @@ class Scene:
             raise ValueError("size and tests must be positive, or 0 for no limit")
         if self.public < 0:
             raise ValueError(f"public is {self.public}; it must be positive, or 0 for none")
+        check_crowd(self.visitors)
         if self.visitors != "none" and self.partition != "separate":
             raise ValueError("visitors stand between a client's cameras and the place: use --data.partition separate")
 

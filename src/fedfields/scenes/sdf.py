@@ -28,6 +28,9 @@ Paint = Callable[["Tensor"], "Tensor"]
 CLOSE = 1e-3
 """Distance at which a ray has arrived at a surface."""
 
+TOGETHER = 65536
+"""Rays that are traced at a time."""
+
 MARGIN = 0.05
 """Distance from a ball at which what it bounds is asked."""
 
@@ -233,13 +236,13 @@ def joined(parts: Sequence[Part], ball: tuple[Vector, float] | None = None) -> P
 class Light:
     """Light from everywhere and from two far lamps; matt surfaces."""
 
-    ambient: float = 0.38
+    ambient: float = 0.42
     key: Vector = (0.45, -0.55, 0.75)
     """Towards the first lamp, which casts shadows."""
-    key_share: float = 0.5
+    key_share: float = 0.55
     fill: Vector = (-0.6, 0.5, 0.35)
     """Towards the second one, which casts none."""
-    fill_share: float = 0.16
+    fill_share: float = 0.18
 
 
 class Seen(NamedTuple):
@@ -259,6 +262,12 @@ LIGHT = Light()
 
 def look(part: Part, rays: Rays, light: Light = LIGHT) -> Seen:
     """What rays see of a painted shape between near and far."""
+    starts = range(0, len(rays.near), TOGETHER)
+    seen = [_look(part, rays.chosen(slice(a, a + TOGETHER)), light) for a in starts]
+    return Seen(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+
+
+def _look(part: Part, rays: Rays, light: Light) -> Seen:
     depth = trace(part.shape, rays)
     colour = torch.ones_like(rays.origins)
     hit = depth.isfinite().nonzero()[:, 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from fedfields.lazy import torch
 from fedfields.rendering.rays import Rays
@@ -47,6 +47,16 @@ class Occluded(NamedTuple):
     photo: Photo
     clean: Tensor
     mask: Tensor
+
+
+def check_crowd(crowd: str) -> None:
+    """Refuses an unknown crowd.
+
+    Raises:
+        ValueError: it is none of `Crowd`.
+    """
+    if crowd not in get_args(Crowd):
+        raise ValueError(f"visitors is {crowd!r}; it must be one of {', '.join(get_args(Crowd))}")
 
 
 def group_of(crowd: Crowd, owner: int, photos: Sequence[Photo], ground: float, seed: int) -> Part | None:
