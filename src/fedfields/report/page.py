@@ -39,7 +39,7 @@ PLACES = {
     "People leak": "Known in a simulation alone: where people stand in an owner's photographs, how far a render of what"
     " the server has goes from the place without them (0) to the photograph with them (1). Below 0 it errs the other"
     " way. A mean near 0 does not clear the worst owner.",
-    "Server's work": "Floating-point operations by a plain count: sums, masks and the step at the server; twice the"
+    "Server's work": "Floating-point operations by a plain count: at the server sums, masks and new weights; twice the"
     " weights of a field for each sample forward and four times back at the owners, if every batch is full.",
     "Bytes": "The weights that owners sent to the server (uploaded) and received from it, all rounds together. No"
     " photograph is among them.",
