@@ -7,7 +7,7 @@ from skimage import metrics as reference
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from fedfields.adaptation import Adaptation
-from fedfields.metrics import psnr, ssim
+from fedfields.metrics import leak_fraction, psnr, ssim
 
 
 def pictures(*shape):
@@ -49,3 +49,18 @@ def test_adaptation_is_judged_at_powers_of_two(steps, wanted):
 
 def test_the_official_schedule():
     assert Adaptation(steps=512).checkpoints() == tuple(np.cumsum([0, 1, 1, 2, 4, 8, 16, 32, 64, 128, 256]))
+
+
+def test_the_leak_fraction_is_the_share_of_the_way_from_clean_to_image():
+    clean, image = pictures(6, 5, 3)
+    mask = torch.arange(30).reshape(6, 5) % 3 == 0
+    assert leak_fraction(clean, clean, image, mask) == pytest.approx(0, abs=1e-7)
+    assert leak_fraction(image, clean, image, mask) == pytest.approx(1)
+    assert leak_fraction(clean + 0.3 * (image - clean), clean, image, mask) == pytest.approx(0.3, abs=1e-6)
+    assert leak_fraction(2 * clean - image, clean, image, mask) == pytest.approx(-1, abs=1e-6)
+    # What is at right angles to the step does not count, and neither does what lies outside of the mask.
+    step, away = torch.tensor([[0.4, 0.0, 0.0]]), torch.tensor([[0.0, 0.5, 0.0]])
+    one = torch.ones(1, dtype=torch.bool)
+    assert leak_fraction(away, torch.zeros(1, 3), step, one) == 0
+    assert leak_fraction(torch.where(mask[..., None], clean, image), clean, image, mask) == pytest.approx(0, abs=1e-7)
+    assert np.isnan(leak_fraction(clean, clean, image, torch.zeros(6, 5, dtype=torch.bool)))

@@ -125,7 +125,7 @@ def _experiment(arguments: list[str], default: OutputT, command: str, about: str
         raise UserError(f"one preset at a time, found {' and '.join(names)}; choose parts as axis:name")
     output, rest = _parse_some(type(default), default, flags)
     for axis in AXES:
-        if f"--{axis}" in rest:
+        if f"--{axis}" in rest and axis != "data":
             raise UserError(
                 f"--{axis} is no setting but a part; choose it as {axis}:NAME, one of {', '.join(AXES[axis])}"
             )
@@ -142,6 +142,8 @@ def _experiment(arguments: list[str], default: OutputT, command: str, about: str
         axis, colon, member = word.partition(":")
         if colon and not (output.resume and files):
             experiment = choose(experiment, axis, member)
+    if "--data" in rest and not hasattr(experiment.data, "path"):
+        raise UserError("this preset runs on a built-in place; for photographs of yours say data:capture --data DIR")
     return output, _parse(type(experiment), experiment, rest, f"fedfields {command} {name}", about), name
 
 

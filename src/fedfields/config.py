@@ -19,6 +19,7 @@ from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noi
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import RenderSettings
 from fedfields.scenes.data import Data
+from fedfields.scenes.monument import Monument, PlaceData
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene
 from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Learned, Robust, Scaffold, Strategy
@@ -28,7 +29,7 @@ from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Learne
 class Experiment:
     """Everything that decides the result of a run."""
 
-    data: Data | Scene | Objects = dataclasses.field(default_factory=Data)
+    data: Data | Scene | Objects | Monument = dataclasses.field(default_factory=Data)
     """Whose pictures, of which place, or of which objects, and who owns which."""
 
     field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf = dataclasses.field(
@@ -129,7 +130,7 @@ class Experiment:
                 f"warm-up is {self.warm_up}, but there are no public photographs to train on; give a place some with "
                 "--data.public, or say --warm-up 0"
             )
-        if self.lpips is not None and not isinstance(self.data, Scene):
+        if self.lpips is not None and not isinstance(self.data, PlaceData):
             raise ValueError("LPIPS judges photographs of places; leave out --lpips for pictures, clips and objects")
         self._check_noise()
         sums = self.method.sums
@@ -233,6 +234,8 @@ COMPRESSION: dict[str, LowRank] = {"low-rank": LowRank()}
 
 PERSONAL: dict[str, Personal] = {"own-field": Personal()}
 
+DATA: dict[str, Scene | Monument] = {"monument": Monument(), "capture": Scene(clients=20, partition="separate")}
+
 AXES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
     "strategy": STRATEGIES,
@@ -243,6 +246,7 @@ AXES: dict[str, Mapping[str, Any]] = {
     "adapt-optimizer": OPTIMIZERS,
     "compression": COMPRESSION,
     "personal": PERSONAL,
+    "data": DATA,
 }
 """Every choice that has a name, by axis: ``strategy:fednova`` on the command line."""
 
@@ -346,7 +350,7 @@ _preset(
 
 # Findings on the lego scene with a figure for each of 20 users: more local steps are worth more than more rounds.
 _DECENT: dict[str, Any] = _NGP | {
-    "data": Scene(clients=20, partition="separate"),
+    "data": Monument(),
     "field": HashGrid(levels=8, log2_rows=14, coarsest=12, finest=160),
     "rays": Marching(steps=200, samples=2048, cells=48, refresh=60),
     "objective": Fit(batch=256),
@@ -461,7 +465,7 @@ def nearest(word: str, choices: Mapping[str, Any]) -> str:
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Experiment, Data, Scene, Objects, Local, Adaptation, Inner, Sgd, Adam),
+        *(Experiment, Data, Scene, Monument, Objects, Local, Adaptation, Inner, Sgd, Adam),
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Personal, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Learned, Robust),

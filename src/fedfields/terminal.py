@@ -131,7 +131,10 @@ def busy(line: str) -> Iterator[None]:
 def _evaluated(record: Mapping[str, Any]) -> str:
     psnr = record.get("psnr") or {}
     if record.get("views"):
-        return f"{_number(psnr['held_out']['0'])} dB on {len(record['views'])} test photographs"
+        said = f"{_number(psnr['held_out']['0'])} dB on {len(record['views'])} test photographs"
+        if content := record.get("content"):
+            said += f"; people leak {_number(content['leak'], 2)} (worst {_number(content['leak_worst'], 2)})"
+        return said
     parts = [
         f"{group.replace('_', ' ')} {_number(list(curve.values())[-1])} dB after {list(curve)[-1]} steps"
         for group, curve in psnr.items()
@@ -192,7 +195,9 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
 def _show_places(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     """One row for each run on a place."""
     table = Table(title="How well test photographs are rendered", box=box.SIMPLE_HEAD)
-    for name in ("run", "PSNR", "SSIM", "photographs", "owners", "seconds", "MB up"):
+    peopled = any(one.get("content") for one in summaries.values())
+    more = ("leak", "worst") if peopled else ()
+    for name in ("run", "PSNR", "SSIM", "photographs", "owners", "seconds", "MB up", *more):
         table.add_column(name, justify="left" if name == "run" else "right")
     for name, one in summaries.items():
         quality = [((one.get(figure) or {}).get("held_out") or {}).get("0") for figure in ("psnr", "ssim")]
@@ -204,9 +209,16 @@ def _show_places(summaries: Mapping[str, Mapping[str, Any]]) -> None:
             str((one.get("clients") or {}).get("train")),
             _number(one.get("seconds"), 0),
             _number((one.get("bytes_up") or 0) / 1e6),
+            *(_number((one.get("content") or {}).get(key), 2) for key in ("leak", "leak_worst") if peopled),
         )
     console.print(table)
     console.print("PSNR in dB and SSIM on photographs that nobody trained on: higher is better.", style="dim")
+    if peopled:
+        console.print(
+            "leak: how much of the people before the place is in what the server can render, from 0 (none) to 1 (all); "
+            "mean over owners, and the worst of them.",
+            style="dim",
+        )
 
 
 def _columns(curve: Mapping[str, float]) -> list[str]:

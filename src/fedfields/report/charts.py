@@ -34,7 +34,18 @@ def places(runs: Sequence[Run]) -> str:
     for title, below, x in (("PSNR over rounds", "round", 0), ("PSNR over training time", "seconds", 1)):
         lines = [Line([(point[x], point[2]) for point in run.same_views], run.look) for run in grown]
         charts.append(chart(title, over_rounds(title, lines, DECIBELS, below=below), caption))
+    charts += _people(grown)
     return section("growth", "How well the place is rendered", "", grid(charts, grown))
+
+
+def _people(runs: Sequence[Run]) -> list[str]:
+    """How much of the people before the place the server could render, over rounds."""
+    title, curves = "People in what the server can render", {"mean": "leak", "worst owner": "leak_worst"}
+    panels = _panels(
+        title, {name: lambda run, key=key: run.curve("content", key) for name, key in curves.items()}, runs
+    )
+    caption = "The leak fraction: 0 for none of them, 1 for all."
+    return [chart(title, over_rounds(title, lines, ""), caption) for title, lines in panels.items()]
 
 
 def tradeoff(runs: Sequence[Run], steps: Steps) -> str:

@@ -36,6 +36,11 @@ PLACES = {
     " is adapted to them. Depth is drawn as nearness: the nearest white, what lies behind everything black.",
     "SSIM": "Structural similarity: 1 for the same picture. Unlike PSNR it hardly minds small shifts of brightness and"
     " minds blur.",
+    "People leak": "Known in a simulation alone: where people stand in an owner's photographs, how far a render of what"
+    " the server has goes from the place without them (0) to the photograph with them (1). Below 0 it errs the other"
+    " way. A mean near 0 does not clear the worst owner.",
+    "Server's work": "Floating-point operations by a plain count: at the server sums, masks and new weights; twice the"
+    " weights of a field for each sample forward and four times back at the owners, if every batch is full.",
     "Bytes": "The weights that owners sent to the server (uploaded) and received from it, all rounds together. No"
     " photograph is among them.",
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedfields.report.parts import named, section, table
 from fedfields.report.runs import FLOORS, Attack, Run, items, mapping, number, rank
-from fedfields.report.text import db, duration, esc, plural, size
+from fedfields.report.text import db, duration, esc, operations, plural, size
 from fedfields.report.words import GROUPS, Steps, attack_name, attacked, worst_name
 
 FIGURES = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}
@@ -38,6 +38,12 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
         found.append(("Over the floor", f"{db(run.excess, True)} dB", f"{run.ground[0]}, {db(run.ground[1])} dB"))
     if (naive := number(run.latest("psnr_p"))) is not None:
         found.append(("PSNR_p", f"{db(naive)} dB", "one naive attack, no proof of privacy"))
+    if content := mapping(run.latest("content")):
+        leak, worst = (_figure(number(content.get(key)), 2) for key in ("leak", "leak_worst"))
+        scores = (
+            f"{db(number(content.get('psnr')))} dB where they are; {db(number(content.get('floor')))} dB without them"
+        )
+        found.append(("People leak", leak, f"0 none, 1 all; worst owner {worst}<br>{scores}"))
     if (epsilon := number(run.guarantee.get("epsilon"))) is not None:
         found.append(("Epsilon", f"{epsilon:,.0f}" if epsilon >= 100 else f"{epsilon:.3g}", _guarantee(run)))
     if run.served:
@@ -45,6 +51,10 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     if (up := run.total("bytes_up")) is not None:
         each = f"{size(up / run.done)} per round<br>" if run.done else ""
         found.append(("Uploaded", size(up), f"{each}{size(run.total('bytes_down'))} downloaded"))
+    if (work := number(mapping(run.summary.get("flops")).get("server"))) is not None:
+        clients = number(mapping(run.summary.get("flops")).get("clients"))
+        theirs = "" if clients is None else f"owners together at most {operations(clients)}"
+        found.append(("Server's work", operations(work), theirs))
     took = duration(run.total("seconds")) if run.summary else "no summary yet"
     return [*found, ("Rounds", f"{run.done:,}", took)]
 
@@ -129,13 +139,17 @@ def _figure(value: float | None, digits: int) -> str:
 
 def _places_side_by_side(runs: Sequence[Run]) -> str:
     known = [figure for figure in FIGURES if any(run.view_mean(figure) is not None for run in runs)]
+    peopled = any(run.latest("content") for run in runs)
     head = ["Run", *(f"#{FIGURES[figure][0]}" for figure in known), "#Worst PSNR", "#Photographs", "#Owners"]
+    head += ["#People leak"] if peopled else []
     head += ["#Rounds", "#Uploaded", "#Downloaded", "#Time"]
     rows = []
     for run in runs:
         worst = number(next(iter(run.views.values())).get("psnr"))
         cells = [_figure(run.view_mean(figure), FIGURES[figure][1]) for figure in known]
-        cells += [db(worst), f"{len(run.views):,}", f"{run.owners:,}", f"{run.done:,}"]
+        cells += [db(worst), f"{len(run.views):,}", f"{run.owners:,}"]
+        cells += [_figure(number(mapping(run.latest("content")).get("leak")), 2)] if peopled else []
+        cells.append(f"{run.done:,}")
         cells += [size(run.total("bytes_up")), size(run.total("bytes_down")), duration(run.total("seconds"))]
         rows.append([named(run), *cells])
     return section("runs", "Runs side by side", "Means over photographs that nobody trained on.", table(head, rows))

@@ -51,6 +51,15 @@ def size(value: float | None) -> str:
     return f"{value:.1f} TB"
 
 
+def operations(value: float) -> str:
+    """Floating-point operations in decimal units, to three digits."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 999.5 or unit == "P":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}FLOP"
+
+
 def duration(value: float | None) -> str:
     """Seconds as people say them."""
     if value is None:

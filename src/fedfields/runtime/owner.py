@@ -172,7 +172,7 @@ class Owner:
         jitters = getattr(experiment.rays, "jitters", 1)
         if isinstance(data, Objects):
             return data.own(self._data, name, experiment.seed, jitters)
-        if frame is None:
+        if frame is None or not isinstance(data, Scene):
             raise Declined("the server sent no frame for the place")
         return own_photographs(data, self._data, name, frame, jitters)
 

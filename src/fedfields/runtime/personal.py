@@ -21,8 +21,8 @@ from fedfields.scenes.clips import CLIP_SUFFIXES, load_clip
 from fedfields.scenes.data import Data
 from fedfields.scenes.grid import GridSignal
 from fedfields.scenes.images import load_image
+from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.objects import Objects
-from fedfields.scenes.scene import Scene
 from fedfields.seeds import generator
 from fedfields.types import Params, Task, VisibleLoss
 
@@ -49,7 +49,7 @@ def personalise(run: Path, path: Path, settings: Adaptation, out: Path | None = 
         UserError: no such run, no such signal, or one of another kind than the run's.
     """
     experiment = load_experiment(run)
-    if isinstance(experiment.data, Scene):
+    if isinstance(experiment.data, PlaceData):
         raise UserError(f"{run} is a run on a place; adapt is for runs on pictures, clips or objects")
     start = load_weights(run / "model.safetensors")
     task, loss, fresh = _opened(path, experiment)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedfields.adaptation import Adaptation, adapt
+from fedfields.audit.content import content_of, over_owners
 from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.fields import Factored, FourierMlp, HashGrid, Joint, Siren, expanded
@@ -22,11 +23,12 @@ from fedfields.privacy import Surrogate
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import mean
+from fedfields.runtime.evaluation import given_away, mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.start import settings_of, start_of
-from fedfields.scenes.scene import Place, Scene
+from fedfields.scenes.monument import PlaceData
+from fedfields.scenes.scene import Place
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
 from fedfields.seeds import generator
@@ -111,23 +113,27 @@ class PlaceSetup(NamedTuple):
         return expanded(params, self.shared)
 
     def judge(self, current: Checkpoint, pool: Pool, *, final: bool) -> dict:
-        """PSNR, SSIM (and LPIPS) of test photographs: as held-out data after 0 steps of adaptation, and one by one.
+        """PSNR, SSIM (and LPIPS) of test photographs: as held-out data after 0 steps of adaptation, and one by one;
+        and, where it is known, what of the people in the owners' photographs the server can see.
 
         A field with appearance codes cannot know in which light a test photograph was taken. As in NeRF-W and
         DecentNeRF, its code is fitted to the left half, everything else frozen, and the right half is scored.
         """
         photos = self.federation.tests if final else thinned(self.federation.tests, EARLY_VIEWS)
-        if not photos:
-            return {"psnr": {}, "ssim": {}, "views": {}}
         with one_thread():
+            content = self._content(current.uploads)
+            if not photos:
+                return {"psnr": {}, "ssim": {}, "views": {}} | content
             see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
             figures = {photo.name: self._shot(see, photo).figures(self.lpips) for photo in photos}
         means = {name: mean(one[name] for one in figures.values()) for name in ("psnr", "ssim")}
-        return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures}
+        return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures} | content
 
     def remember(self, uploads: Uploads, step: Round) -> Uploads:
-        """Uploads are not kept: a place has no audit yet."""
-        return uploads
+        """The uploads after a round, where it is known what they should not show; a place has no other audit yet."""
+        if not self.federation.occluded:
+            return uploads
+        return Uploads(uploads.last | given_away(self.experiment.strategy, step), {})
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
         """Nothing is kept for an audit."""
@@ -148,6 +154,48 @@ class PlaceSetup(NamedTuple):
             title += "; appearance fitted to the left half, scored on the right"
         if rows:
             save_sheet(folder / "images", "place", title, ["truth", "field", "depth"], rows)
+        self._draw_content(folder, see, current.uploads)
+
+    def _content(self, uploads: Uploads) -> dict:
+        """What the server can see of the people in the owners' photographs, once somebody has sent something."""
+        seen = self._seen_of(uploads)
+        found = [content_of(see.colours, self.federation.occluded[i]) for i, see in seen.items()]
+        known = [one for one in found if one is not None]
+        return {"content": over_owners(known) | {"of": self._whose}} if known else {}
+
+    def _seen_of(self, uploads: Uploads) -> dict[int, Viewer]:
+        """What the server can render of each owner: its last upload, or the last secure sum that it is in."""
+        if not self.federation.occluded:
+            return {}
+        summed, viewers, found = self.context.method.sums is not None, dict[int, Viewer](), {}
+        for i, (number, weights) in sorted(uploads.last.items()):
+            key = number if summed else -i
+            if key not in viewers:
+                viewers[key] = Viewer(self.context.loss, weights, self.experiment.seed)
+            found[i] = viewers[key]
+        return found
+
+    @property
+    def _whose(self) -> str:
+        return "sum" if self.context.method.sums else "upload"
+
+    def _draw_content(self, folder: Path, see: Viewer, uploads: Uploads) -> None:
+        """A contact sheet of owners' photographs and what stands in their place elsewhere."""
+        rows: dict[str, list[Cell | None]] = {}
+        for i, server in list(self._seen_of(uploads).items())[:SHOWN]:
+            shot = max(self.federation.occluded[i], key=lambda one: int(one.mask.sum()))
+            rays, shape = photo_rays(shot.photo.pose, shot.photo.camera), shot.clean.shape
+            one = content_of(server.colours, [shot])
+            rows[self.federation.clients[i].name] = [
+                Cell(shot.photo.colours.float() / 255),
+                Cell(see.colours(rays).reshape(shape)),
+                Cell(shot.clean.float() / 255),
+                Cell(server.colours(rays).reshape(shape), "" if one is None else f"leak {one.leak:.2f}"),
+            ]
+        if rows:
+            what = f"the last {'secure sum' if self._whose == 'sum' else 'upload'}"
+            title = f"People in owners' photographs, and what the server can render of {what}"
+            save_sheet(folder / "images", "content", title, ["photograph", "shared", "truth", "server"], rows)
 
     @property
     def _appearance(self) -> int:
@@ -172,7 +220,7 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     Raises:
         UserError: the capture is no good, or the parts do not go together.
     """
-    assert isinstance(experiment.data, Scene)
+    assert isinstance(experiment.data, PlaceData)
     if any(isinstance(part, Surrogate) for part in experiment.privacy):
         raise UserError("surrogates teach what many signals have in common; for one place leave out privacy:surrogate")
     if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
@@ -232,6 +280,10 @@ class Viewer:
 
     def __call__(self, rays: Rays) -> Marched:
         return self._loss.render(self._params, rays)
+
+    def colours(self, rays: Rays) -> Tensor:
+        """The colours ``[R, 3]`` alone."""
+        return self(rays).colour
 
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
         """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""

@@ -20,6 +20,7 @@ from fedfields.runtime.start import settings_of, start_of
 from fedfields.runtime.tasks import radiance_loss
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.frame import Frame, load_frame
+from fedfields.scenes.monument import Monument
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene
 from fedfields.seeds import generator
@@ -129,7 +130,11 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
         raise UserError("a server has no photographs to judge by LPIPS; leave out --lpips")
     if isinstance(data, Data) and data.kind == "auto":
         raise UserError("owners must know what they share: say --data.kind image or --data.kind video")
+    if isinstance(data, Monument):
+        raise UserError("the monument is made up for simulations; owners have photographs: say data:capture")
     if isinstance(data, Scene):
+        if data.visitors != "none":
+            raise UserError("visitors are put into photographs in simulations alone; leave out --data.visitors")
         if data.frame is None:
             raise UserError("a place needs the frame that all owners share; give its scene.json with --data.frame")
         frame = load_frame(data.frame)

@@ -18,12 +18,14 @@ from fedfields.federation import expected, start_server
 from fedfields.privacy.accounting import Accountant
 from fedfields.privacy.dp import private_size
 from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
+from fedfields.runtime.cost import flops
 from fedfields.runtime.inprocess import AllFailed, Carrier, Context, Here, Round, Settings, run_rounds
 from fedfields.runtime.places import PlaceSetup, set_up_place
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.tasks import TaskSetup, set_up_tasks
 from fedfields.scenes.data import Federation
-from fedfields.scenes.scene import Place, Scene
+from fedfields.scenes.monument import PlaceData
+from fedfields.scenes.scene import Place
 from fedfields.store import (
     MAX_LINES,
     append_line,
@@ -81,7 +83,7 @@ class Elsewhere(Protocol):
 
 def set_up(experiment: Experiment) -> TaskSetup | PlaceSetup:
     """Reads the data and draws the initial weights."""
-    if isinstance(experiment.data, Scene):
+    if isinstance(experiment.data, PlaceData):
         return set_up_place(experiment)
     return set_up_tasks(experiment)
 
@@ -93,7 +95,7 @@ def set_up_run(folder: Path) -> TaskSetup:
         UserError: no such run, or it is one on a place.
     """
     experiment = load_experiment(folder)
-    if isinstance(experiment.data, Scene):
+    if isinstance(experiment.data, PlaceData):
         raise UserError(f"{folder} is a run on a place; this command is for runs on pictures, clips or objects")
     return set_up_tasks(experiment)
 
@@ -283,9 +285,11 @@ def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
         "dropped": sum(len(record["dropped"]) for record in records),
         "bytes_up": sum(record["bytes_up"] for record in records),
         "bytes_down": sum(record["bytes_down"] for record in records),
+        "flops": flops(setup, records),
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "views": final.get("views"),
+        "content": final.get("content"),
         "psnr_p": final.get("psnr_p"),
         "ssim_p": final.get("ssim_p"),
         "leak": final.get("leak"),

@@ -16,7 +16,7 @@ from fedfields.losses import FieldLoss, RadianceLoss, render
 from fedfields.metrics import psnr, ssim
 from fedfields.rendering.marching import Marching
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import evaluate, mean, seen, visible
+from fedfields.runtime.evaluation import evaluate, given_away, mean, seen, visible
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.start import settings_of
@@ -192,16 +192,10 @@ def cheap_audit(setup: TaskSetup, current: Checkpoint) -> AuditResult:
 
 
 def _remember(setup: TaskSetup, uploads: Uploads, step: Round) -> Uploads:
-    """The uploads after a round: its own in place of older ones of the same clients.
-
-    Of a secure sum, everybody's is the mean: what the sum gives away as if it were one report.
-    """
-    number, start = step.state.round, step.received["params"]
-    uploaded = setup.experiment.strategy.uploaded
-    reports = {i: (step.total or reply.report, reply.steps) for i, reply in step.replies.items()}
-    last = uploads.last | {i: (number, uploaded(start, *report)) for i, report in reports.items()}
+    """The uploads after a round: its own in place of older ones of the same clients."""
+    last = uploads.last | given_away(setup.experiment.strategy, step)
     needed = {number for number, _ in last.values()}
-    broadcasts = uploads.broadcasts | {number: step.received["params"]}
+    broadcasts = uploads.broadcasts | {step.state.round: step.received["params"]}
     return Uploads(last, {number: broadcasts[number] for number in sorted(needed)})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -13,10 +13,17 @@ from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
 from fedfields.scenes.posed import Capture
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
+from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
 T = TypeVar("T")
+
+ROOM = 1.2
+"""How much wider than an object's own the frame is with visitors beside it."""
+
+GROUND = -0.4
+"""Height at which they stand in it: that of the objects of the NeRF synthetic set."""
 
 
 class Place(NamedTuple):
@@ -28,6 +35,8 @@ class Place(NamedTuple):
         frame: what all of them share.
         notes: what the user should know.
         public: who stands for everybody and has the public photographs; None if there are none.
+        occluded: by client, its photographs with what is behind the people in them, for scoring alone; empty if
+            nobody knows.
     """
 
     clients: tuple[Client, ...]
@@ -35,6 +44,7 @@ class Place(NamedTuple):
     frame: Frame
     notes: tuple[str, ...]
     public: Client | None = None
+    occluded: tuple[tuple[Occluded, ...], ...] = ()
 
     @property
     def unseen(self) -> tuple[Client, ...]:
@@ -67,6 +77,10 @@ class Scene:
     public: int = 0
     """Training photographs, drawn at random, that belong to everybody: no client has them, a warm-up trains on them."""
 
+    visitors: Crowd = "none"
+    """People put in front of the place, other ones for each client, to measure what of them leaks: heavy, three people;
+    light, one, and small; mixed, in turn. For captures of an object on white, with --data.partition separate."""
+
     def __post_init__(self) -> None:
         if self.clients < 1:
             raise ValueError(f"clients is {self.clients}; there must be at least 1")
@@ -74,13 +88,16 @@ class Scene:
             raise ValueError("size and tests must be positive, or 0 for no limit")
         if self.public < 0:
             raise ValueError(f"public is {self.public}; it must be positive, or 0 for none")
+        check_crowd(self.visitors)
+        if self.visitors != "none" and self.partition != "separate":
+            raise ValueError("visitors stand between a client's cameras and the place: use --data.partition separate")
 
     def load(self, jitters: int = 1, seed: int = 0) -> Place:
         """Reads the capture.
 
         Args:
             jitters: see `RaySignal`.
-            seed: decides which photographs are public.
+            seed: decides which photographs are public, and what visitors look like.
 
         Raises:
             UserError: no such capture, it has no use, or it lies outside the frame.
@@ -88,7 +105,7 @@ class Scene:
         if self.path is None:
             raise UserError("no photographs were given; name the folder of a capture with --data")
         capture = load_capture(self.path)
-        frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
+        frame = self._frame(capture)
         check_frame(self.path, capture, frame)
         train = [load_photo(view, frame, view.scale_to(self.size)) for view in capture.views if view.split == "train"]
         if len(train) < self.clients + self.public:
@@ -103,12 +120,33 @@ class Scene:
 
         common, private = drawn(train, self.public, generator(seed, "public"))
         shares = shared_out(private, self.clients, self.partition)
-        clients = [owner(f"client-{i}", share) for i, share in enumerate(shares)]
+        shots = [self._visited(i, share, seed) for i, share in enumerate(shares)]
+        clients = [owner(f"client-{i}", [one.photo for one in mine]) for i, mine in enumerate(shots)]
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, view.scale_to(self.size)) for view in tests)
         public = owner("public", common) if common else None
         notes = capture.problems + frame_notes(self.path, capture, frame)
-        return Place(tuple(clients), photos, frame, notes, public)
+        return Place(tuple(clients), photos, frame, notes, public, () if self.visitors == "none" else tuple(shots))
+
+    def _frame(self, capture: Capture) -> Frame:
+        """The given frame or the capture's, wider where visitors need room beside the object.
+
+        Raises:
+            UserError: nobody knows where visitors would stand.
+        """
+        frame = frame_of(capture) if self.frame is None else load_frame(self.frame)
+        if self.visitors == "none":
+            return frame
+        if frame.background != "white":
+            raise UserError(
+                f"{self.path} shows no object on white, so nobody knows where visitors would stand; leave out "
+                "--data.visitors, or take a capture in Blender's layout"
+            )
+        return frame if self.frame is not None else replace(frame, half=ROOM * frame.half)
+
+    def _visited(self, client: int, photos: Sequence[Photo], seed: int) -> tuple[Occluded, ...]:
+        """A client's photographs with its visitors; nothing of the object is nearer to the cameras than they are."""
+        return occluded(photos, group_of(self.visitors, client, photos, GROUND, seed))
 
 
 def own_photographs(scene: Scene, path: Path, name: str, frame: Frame, jitters: int) -> Client:

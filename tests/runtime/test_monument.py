@@ -1,0 +1,174 @@
+"""Runs on the built-in monument: out of the box, and with what the server sees of the people in front."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fedfields.audit.content import content_of, over_owners
+from fedfields.cli import main
+from fedfields.config import choose, from_json, preset, to_json
+from fedfields.errors import UserError
+from fedfields.fields import HashGrid, Personal
+from fedfields.objectives import Fit
+from fedfields.rendering.marching import Marching
+from fedfields.report import write_report
+from fedfields.runtime.checkpoint import load, load_weights
+from fedfields.runtime.places import Viewer
+from fedfields.runtime.remote import set_up_remote
+from fedfields.runtime.run import run, set_up
+from fedfields.scenes.monument import Monument
+from fedfields.scenes.scene import Scene
+from fedfields.strategies import FedAvg
+from tests.scenes.ball import write_capture
+
+GRID = HashGrid(levels=4, log2_rows=9, coarsest=4, finest=24, width=16, latent=7)
+
+
+def experiment(**changes):
+    base = preset("decentnerf")
+    settings = {
+        "data": Monument(users=3, views=2, size=20, tests=2),
+        "field": GRID,
+        "rays": Marching(steps=48, samples=4096, cells=16, refresh=10),
+        "objective": Fit(batch=128),
+        "local": dataclasses.replace(base.local, steps=6),
+        "strategy": FedAvg(),
+        "rounds": 3,
+        "cohort": 3,
+        "evaluate_every": 1,
+        "checkpoint_every": 1,
+        "workers": 1,
+    }
+    return dataclasses.replace(base, **(settings | changes))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "summed"
+    run(experiment(), folder)
+    return folder
+
+
+def test_of_a_secure_sum_the_server_sees_the_mean_alone(summed):
+    """With FedAvg that is the new model; what of it shows people is computed here once more."""
+    setup = set_up(experiment())
+    see = Viewer(setup.context.loss, load_weights(summed / "model.safetensors"), 0)
+    wanted = over_owners([content_of(see.colours, shots) for shots in setup.federation.occluded])
+    found = json.loads((summed / "summary.json").read_text())["content"]
+    assert found.pop("of") == "sum" and found["owners"] == 3
+    # Sums travel as integers: the model is rounded to a step of the encoding.
+    assert found == pytest.approx(wanted, abs=0.02)
+    assert [sorted(one["content"]) for one in records(summed)] == [sorted([*found, "of"])] * 3
+
+
+def test_without_secure_sums_it_sees_every_upload(tmp_path):
+    """The last upload of each owner, one of whom was not asked in the last round."""
+    one = experiment(privacy=(), rounds=2, cohort=2)
+    summary = run(one, tmp_path / "r")
+    setup, last = set_up(one), load(tmp_path / "r" / "checkpoints").uploads.last
+    assert {number for number, _ in last.values()} <= {1, 2} and len(last) >= 2
+    contents = []
+    for i, (_, weights) in sorted(last.items()):
+        see = Viewer(setup.context.loss, weights, 0)
+        contents.append(content_of(see.colours, setup.federation.occluded[i]))
+    assert summary["content"].pop("of") == "upload"
+    assert summary["content"] == pytest.approx(over_owners(contents))
+
+
+def test_a_resumed_run_reports_the_same(tmp_path):
+    """Also of owners who were last asked before it was interrupted."""
+    local = dataclasses.replace(preset("decentnerf").local, steps=4, final=1.0)
+    one = experiment(privacy=(), cohort=1, rounds=4, local=local, personal=Personal(GRID, after=0.0))
+    whole = run(one, tmp_path / "whole")
+    run(dataclasses.replace(one, rounds=2), tmp_path / "broken")
+    assert run(one, tmp_path / "broken", resume=True)["content"] == whole["content"]
+    last = load(tmp_path / "whole" / "checkpoints").uploads.last
+    assert min(number for number, _ in last.values()) <= 2 < max(number for number, _ in last.values())
+
+
+def test_pictures_and_page_tell_of_the_people(summed):
+    sheets = json.loads((summed / "images" / "sheets.json").read_text())
+    assert sheets["content"]["columns"] == ["photograph", "shared", "truth", "server"]
+    assert len(sheets["content"]["rows"]) == 3
+    page = write_report([summed], summed / "report.html").read_text()
+    assert "People leak" in page and "Server's work" in page and "People in what the server can render" in page
+    assert "People leak" in write_report([summed, summed], summed / "two.html").read_text()
+
+
+def test_the_summary_counts_operations(summed):
+    summary = json.loads((summed / "summary.json").read_text())
+    weights, entries = summary["parameters"], summary["parameters"] + 1
+    assert summary["flops"]["server"] == 3 * (3 * entries + 2 * weights + 2 * entries * 3)
+    assert summary["flops"]["clients"] > summary["flops"]["server"]
+
+
+def test_no_people_no_figures(tmp_path):
+    summary = run(
+        experiment(data=Monument(users=3, views=2, size=16, tests=1, visitors="none"), rounds=1), tmp_path / "r"
+    )
+    assert summary["content"] is None and summary["psnr"]["held_out"]["0"] > 0
+
+
+def test_masks_leave_no_trace_on_disk(summed):
+    """What only a simulation knows is in no file but the contact sheet."""
+    for file in ("summary.json", "metrics.jsonl", "experiment.json"):
+        assert "mask" not in (summed / file).read_text()
+
+
+def test_places_are_chosen_by_name():
+    assert isinstance(preset("decentnerf").data, Monument)
+    there = choose(preset("fedavg-ngp"), "data", "monument")
+    assert there.data == Monument() and from_json(json.loads(json.dumps(to_json(there)))) == there
+
+
+def test_the_command_line_reaches_both(tmp_path, capsys):
+    small = ["--rounds", "1", "--cohort", "3", "--local.steps", "2", "--workers", "1", "--no-report"]
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "decentnerf", "--data", str(tmp_path)])
+    assert stop.value.code == 2 and "data:capture --data DIR" in capsys.readouterr().err
+    write_capture(tmp_path / "ball")
+    line = [
+        "run",
+        "decentnerf",
+        "data:capture",
+        "--data",
+        str(tmp_path / "ball"),
+        "--clients",
+        "3",
+        "--visitors",
+        "heavy",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main([*line, *small, "--out", str(tmp_path / "one")])
+    assert stop.value.code == 0 and "worst" in capsys.readouterr().out
+    assert json.loads((tmp_path / "one" / "summary.json").read_text())["content"]["of"] == "sum"
+    line = [
+        "run",
+        "fedavg-ngp",
+        "data:monument",
+        "--users",
+        "3",
+        "--views",
+        "1",
+        "--data.size",
+        "16",
+        "--data.tests",
+        "1",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main([*line, *small, "--out", str(tmp_path / "two")])
+    assert stop.value.code == 0
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["content"]["of"] == "upload"
+
+
+def test_owners_on_other_machines_have_no_monument():
+    with pytest.raises(UserError, match="data:capture"):
+        set_up_remote(experiment(), ("a", "b", "c"), None)
+    visited = Scene(clients=3, partition="separate", visitors="light")
+    with pytest.raises(UserError, match=r"leave out --data\.visitors"):
+        set_up_remote(experiment(data=visited), ("a", "b", "c"), None)
