@@ -105,6 +105,11 @@ class Method:
                 f"{type(self.strategy).__name__} looks at single reports, and this noise only protects their sum; "
                 "choose privacy:noise, or a strategy that needs only sums"
             )
+        if any(transform.uniform_weights for transform in self.privacy) and self.strategy.heaviest > 1:
+            raise ValueError(
+                f"noise hides a client only among equals, and {type(self.strategy).__name__} gives them weights that "
+                "depend on their data; choose another strategy, or privacy:sec-agg without noise"
+            )
         if noises and self.local.per_task and isinstance(self.strategy, FedNova):
             raise ValueError(
                 "FedNova reports the number of steps, which with local.per_task tells how many signals an owner has; "

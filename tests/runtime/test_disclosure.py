@@ -17,6 +17,7 @@ REPORTS = dict.fromkeys(STRATEGIES, PLAIN) | {
     "fednova": {"delta": WEIGHTS, "stats": ("weight", "steps")},
     "fedexp": PLAIN | {"moments": ("sqnorm",)},
     "scaffold": {"delta": WEIGHTS, "variate": WEIGHTS, "stats": ("weight",)},
+    "learned": {"delta": WEIGHTS, "gradient": WEIGHTS, "stats": ("weight", "alpha", "count")},
 }
 """By strategy: trees the size of the model, and single numbers."""
 
@@ -42,9 +43,8 @@ def test_all_that_a_protected_report_holds(name):
 def test_all_that_a_broadcast_holds(name):
     method = Method(Fit(batch=4), Local(1, 0.1), STRATEGIES[name])
     sent = broadcast(method, start_server(method.strategy, PARAMS))
-    assert {key: tuple(part) for key, part in sent.items()} == {
-        key: WEIGHTS for key in (("params", "variate") if name == "scaffold" else ("params",))
-    }
+    more = {"scaffold": {"variate": WEIGHTS}, "learned": {"gradient": WEIGHTS, "learned": ("round", "mean")}}
+    assert {key: tuple(part) for key, part in sent.items()} == {"params": WEIGHTS} | more.get(name, {})
 
 
 def test_all_that_comes_back_from_a_visit():

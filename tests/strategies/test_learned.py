@@ -9,7 +9,7 @@ import torch
 from fedfields import tree
 from fedfields.federation import Local, Method, close_round, expected, start_server
 from fedfields.objectives import Fit
-from fedfields.privacy import SecAgg
+from fedfields.privacy import Noise, SecAgg
 from fedfields.runtime.inprocess import Context, Settings, run_rounds, train
 from fedfields.runtime.pool import Pool
 from fedfields.strategies import FedAvg, Learned
@@ -202,3 +202,9 @@ def test_cosine_of_nothing_is_nothing():
     assert cosine(tree.zeros(somewhere(1)), somewhere(2)) == 0
     assert cosine(somewhere(2), somewhere(2)) == pytest.approx(1)
     assert [round(cosine(a, b), 6) for a, b in itertools.pairwise([somewhere(1), tree.scale(somewhere(1), -2)])] == [-1]
+
+
+def test_noise_and_learned_weights_do_not_go_together():
+    """The weights depend on the data, and travel beside what is clipped and noised."""
+    with pytest.raises(ValueError, match="noise hides a client only among equals, and Learned"):
+        Method(Fit(), Local(), Learned(), (Noise(),))
