@@ -13,7 +13,7 @@ from fedfields.adaptation import Adaptation, adapt
 from fedfields.audit.content import content_of, over_owners
 from fedfields.config import Experiment
 from fedfields.errors import UserError
-from fedfields.fields import Factored, FourierMlp, HashGrid, Joint, Siren, expanded
+from fedfields.fields import FourierMlp, HashGrid, Joint, Siren, expanded
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
@@ -26,7 +26,7 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import given_away, mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
-from fedfields.runtime.start import settings_of, start_of
+from fedfields.runtime.start import settings_of, shared_by, start_of
 from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.scene import Place
 from fedfields.scenes.tour import publish
@@ -98,15 +98,13 @@ class PlaceSetup(NamedTuple):
         start = start_of(
             self.experiment, self.federation.public, loss, self.params, folder / "start.safetensors", advance
         )
-        if start.shared:
-            loss = dataclasses.replace(loss, field=Factored(loss.field, start.shared))
-        return self._replace(params=start.params, context=self.context._replace(loss=loss))
+        context = self.context._replace(loss=start.known_to(loss))
+        return self._replace(params=start.params, context=context)
 
     @property
     def shared(self) -> Params:
         """Frozen factors that every client gets once, beside the weights."""
-        field = getattr(self.context.loss, "field", None)
-        return field.shared if isinstance(field, Factored) else {}
+        return shared_by(self.context.loss)
 
     def whole(self, params: Params) -> Params:
         """The weights of the experiment's field from those that travel."""
@@ -221,14 +219,10 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
         UserError: the capture is no good, or the parts do not go together.
     """
     assert isinstance(experiment.data, PlaceData)
-    if any(isinstance(part, Surrogate) for part in experiment.privacy):
-        raise UserError("surrogates teach what many signals have in common; for one place leave out privacy:surrogate")
-    if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
-        raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
+    loss = loss_for(experiment)
     lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters, experiment.seed)
-    loss = loss_for(experiment)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
@@ -241,8 +235,12 @@ def loss_for(experiment: Experiment) -> RadianceFieldLoss:
     """The loss of the experiment's field and way of rendering.
 
     Raises:
-        UserError: a field of pictures, or a field without density of its own that should be marched.
+        UserError: parts that do not go together, or not with a place.
     """
+    if any(isinstance(part, Surrogate) for part in experiment.privacy):
+        raise UserError("surrogates teach what many signals have in common; for one place leave out privacy:surrogate")
+    if isinstance(experiment.rays, Marching) and experiment.objective.second_order:
+        raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     field: Any = experiment.field
     rays = experiment.rays
     if isinstance(field, Siren | FourierMlp):

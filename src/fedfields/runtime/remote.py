@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedfields.config import Experiment
 from fedfields.errors import UserError
-from fedfields.fields import Factored, FourierMlp, HashGrid, Siren
 from fedfields.fields.lowrank import expanded
-from fedfields.losses import FieldLoss
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.places import loss_for
 from fedfields.runtime.pool import Pool
-from fedfields.runtime.start import settings_of, start_of
-from fedfields.runtime.tasks import radiance_loss
+from fedfields.runtime.start import Start, settings_of, shared_by, start_of
+from fedfields.runtime.tasks import task_loss
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.frame import Frame, load_frame
-from fedfields.scenes.monument import Monument
-from fedfields.scenes.objects import Objects
+from fedfields.scenes.monument import Monument, PlaceData
 from fedfields.scenes.scene import Scene
 from fedfields.seeds import generator
 from fedfields.types import Advance, Client, Loss, Params
@@ -44,12 +41,9 @@ def bare(experiment: Experiment) -> Bare:
         UserError: the parts do not go together.
     """
     random, data, field = generator(experiment.seed, "init"), experiment.data, experiment.field
+    loss = loss_for(experiment) if isinstance(data, PlaceData) else task_loss(experiment)
     if isinstance(data, Data):
-        if not isinstance(field, Siren | FourierMlp):
-            name = type(field).__name__
-            raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
-        return Bare(FieldLoss(field), field.init(3 if data.kind == "video" else 2, CHANNELS, random))
-    loss = radiance_loss(experiment) if isinstance(data, Objects) else loss_for(experiment)
+        return Bare(loss, field.init(3 if data.kind == "video" else 2, CHANNELS, random))  # pyright: ignore
     return Bare(loss, field.init(random))  # pyright: ignore[reportCallIssue]
 
 
@@ -58,9 +52,8 @@ def factored(experiment: Experiment, shared: Params) -> Bare:
     found = bare(experiment)
     if not shared or experiment.compression is None:
         return found
-    loss: Any = found.loss
     params, _ = experiment.compression.factors(found.params)
-    return Bare(dataclasses.replace(loss, field=Factored(loss.field, shared)), params)
+    return Bare(Start(params, shared).known_to(found.loss), params)
 
 
 class RemoteSetup(NamedTuple):
@@ -86,17 +79,15 @@ class RemoteSetup(NamedTuple):
         """Publishes the frame of a place; makes the weights that round 1 starts from, or reads them."""
         if self.frame is not None:
             self.frame.save(folder / "scene.json")
-        loss: Any = self.context.loss
+        loss = self.context.loss
         start = start_of(self.experiment, None, loss, self.params, folder / "start.safetensors", advance)
-        if start.shared:
-            loss = dataclasses.replace(loss, field=Factored(loss.field, start.shared))
-        return self._replace(params=start.params, context=self.context._replace(loss=loss))
+        context = self.context._replace(loss=start.known_to(loss))
+        return self._replace(params=start.params, context=context)
 
     @property
     def shared(self) -> Params:
         """Frozen factors that every client gets once, beside the weights."""
-        field = getattr(self.context.loss, "field", None)
-        return field.shared if isinstance(field, Factored) else {}
+        return shared_by(self.context.loss)
 
     def whole(self, params: Params) -> Params:
         """The weights of the experiment's field from those that travel."""
@@ -138,8 +129,6 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
         if data.frame is None:
             raise UserError("a place needs the frame that all owners share; give its scene.json with --data.frame")
         frame = load_frame(data.frame)
-    if isinstance(experiment.field, HashGrid) and isinstance(data, Data):
-        raise UserError("hash grids are fields of places, not of pictures")
     found = bare(experiment)
     clients = tuple(Client(name, ()) for name in names)
     context = Context(experiment.method, clients, found.loss)

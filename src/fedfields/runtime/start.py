@@ -7,13 +7,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.federation import Method, visit
+from fedfields.fields import Factored
 from fedfields.runtime.checkpoint import load_weights, save_weights
 from fedfields.runtime.inprocess import Settings
 from fedfields.runtime.pool import one_thread
@@ -34,6 +35,16 @@ class Start(NamedTuple):
 
     params: Params
     shared: Params
+
+    def known_to(self, loss: Any) -> Any:
+        """The loss whose field knows the frozen factors; itself if there are none."""
+        return dataclasses.replace(loss, field=Factored(loss.field, self.shared)) if self.shared else loss
+
+
+def shared_by(loss: Any) -> Params:
+    """Frozen factors that the loss's field knows; none for most."""
+    field = getattr(loss, "field", None)
+    return field.shared if isinstance(field, Factored) else {}
 
 
 def settings_of(experiment: Experiment, weights: Sequence[float] | None) -> Settings:

@@ -96,21 +96,13 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     Raises:
         UserError: the data is no good, or the parts do not go together.
     """
-    if experiment.compression is not None:
-        raise UserError("low-rank weights are for fields of places; for other data leave out compression:low-rank")
-    if experiment.personal is not None:
-        raise UserError("a personal field is for photographs of one place; for other data leave out personal:own-field")
-    random = generator(experiment.seed, "init")
+    random, loss = generator(experiment.seed, "init"), task_loss(experiment)
     if isinstance(experiment.data, Objects):
-        loss = radiance_loss(experiment)
+        assert isinstance(loss, RadianceLoss)
         federation = experiment.data.load(experiment.seed, loss.settings.jitters)
         params = experiment.field.init(random)  # pyright: ignore[reportCallIssue]
     else:
-        assert isinstance(experiment.data, Data)
-        if not isinstance(experiment.field, Siren | FourierMlp):
-            name = type(experiment.field).__name__
-            raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
-        loss = FieldLoss(experiment.field)
+        assert isinstance(experiment.data, Data) and isinstance(experiment.field, Siren | FourierMlp)
         federation = experiment.data.load(experiment.seed)
         values = seen(federation.clients[0].train[0].query).values
         params = experiment.field.init(values.dim() - 1, values.shape[-1], random)
@@ -122,6 +114,24 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
     sizes = [float(len(client.train)) for client in clients] if experiment.weighting == "size" else None
     settings = settings_of(experiment, sizes)
     return TaskSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
+
+
+def task_loss(experiment: Experiment) -> FieldLoss | RadianceLoss:
+    """The loss of pictures, clips or objects.
+
+    Raises:
+        UserError: parts that do not go together, or not with such data.
+    """
+    if experiment.compression is not None:
+        raise UserError("low-rank weights are for fields of places; for other data leave out compression:low-rank")
+    if experiment.personal is not None:
+        raise UserError("a personal field is for photographs of one place; for other data leave out personal:own-field")
+    if isinstance(experiment.data, Objects):
+        return radiance_loss(experiment)
+    if not isinstance(experiment.field, Siren | FourierMlp):
+        name = type(experiment.field).__name__
+        raise UserError(f"{name} is a field of places, not of pictures; choose field:siren or field:fourier-mlp")
+    return FieldLoss(experiment.field)
 
 
 def radiance_loss(experiment: Experiment) -> RadianceLoss:
