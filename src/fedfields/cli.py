@@ -606,7 +606,7 @@ def _serve(arguments: list[str]) -> int:
     from fedfields.runtime.flower import Rules
     from fedfields.runtime.keys import load_roster
     from fedfields.runtime.run import Interrupted, default_folder
-    from fedfields.runtime.serve import Door, Serving, serve
+    from fedfields.runtime.serve import Address, Serving, serve
     from fedfields.terminal import console, serving, show_served, warn
 
     _check_plain(settings.plain, settings.host)
@@ -614,9 +614,9 @@ def _serve(arguments: list[str]) -> int:
     for file in tls or ():
         if not file.is_file():
             raise UserError(f"{file} is missing; make it with: fedfields keys server --host NAME --out {settings.keys}")
-    folder, door = settings.out or default_folder(name), Door(settings.host, settings.port, tls)
+    folder, address = settings.out or default_folder(name), Address(settings.host, settings.port, tls)
     with serving(name) as (on_round, tell):
-        hall = Serving(load_roster(settings.owners), door, Rules(settings.deadline, settings.least), tell)
+        hall = Serving(load_roster(settings.owners), address, Rules(settings.deadline, settings.least), tell)
         try:
             summary = serve(experiment, folder, hall, name=name, resume=settings.resume, on_round=on_round, warn=warn)
         except Interrupted:

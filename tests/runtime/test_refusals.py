@@ -23,7 +23,7 @@ from fedfields.runtime.engine import Fleet, SuperLink, Tls
 from fedfields.runtime.flower import Rules
 from fedfields.runtime.owner import Declined, Owner, Policy
 from fedfields.runtime.remote import published
-from fedfields.runtime.serve import Door, Serving, _greeting
+from fedfields.runtime.serve import Address, Serving, _greeting, weigh
 from tests.runtime.deployment import free_port, picture
 
 
@@ -253,7 +253,7 @@ def test_a_server_s_certificate_that_is_none(place, capfd, tmp_path, file):
 
 def greeted(place, tmp_path, changes, require=()):
     """What an owner says to greetings, each of which differs from what a server says in some values."""
-    setup = Serving(keys.load_roster(place / "owners"), Door(), Rules(), print).set_up(imaged())
+    setup = Serving(keys.load_roster(place / "owners"), Address(), Rules(), print).set_up(imaged())
     key = keys.load_owner(place / "owners" / "anna.key")
     owner = Owner(place / "data", key, tmp_path / "o", Policy(require), lambda line: None)
     for change in changes:
@@ -297,3 +297,14 @@ def test_what_an_owner_says_of_other_errors_names_no_file(place, tmp_path):
     for error in (UserError("/home/anna/secret.png is damaged"), OSError(5, "no", "/home/anna/secret.png")):
         assert "anna" not in owner.guard(error) and "secret" not in owner.guard(error)
     assert all("secret.png" in line for line in told)
+
+
+def test_weights_by_size_are_those_of_a_simulation():
+    """Shares of the largest for a place, whoever comes first; numbers of signals for pictures."""
+    place, pictures, sizes = [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], {}
+    for client, size in ((2, 30000.0), (0, 60000.0), (1, 15000.0)):
+        sizes[client] = size
+        weigh(sizes, place, True)
+    assert place == [1.0, 0.25, 0.5]
+    weigh({0: 3.0, 1: 1.0, 2: 7.0}, pictures, False)
+    assert pictures == [3.0, 1.0, 7.0]

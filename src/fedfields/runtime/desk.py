@@ -22,9 +22,6 @@ from fedfields.types import Memory, Params
 RECEIVED, KEPT, REPORT = "received/", "memory/", "report/"
 """Before the names of trees in messages, for what they are part of."""
 
-STRANGE = "strange"
-"""Instead of a reply: this client knows nothing of the session, and should be greeted first."""
-
 
 class Letter(NamedTuple):
     """The content of a message: named trees, and a few named values beside them."""

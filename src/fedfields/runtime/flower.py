@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from fedfields.errors import UserError
 from fedfields.federation import Reply
 from fedfields.privacy.secure import Abandoned, Refused
-from fedfields.runtime.desk import KEPT, RECEIVED, REPORT, STRANGE, Desk, Letter, part, refusal
+from fedfields.runtime.desk import KEPT, RECEIVED, REPORT, Desk, Letter, part, refusal
 from fedfields.runtime.inprocess import Job, SecretOrder
 from fedfields.runtime.pool import Failed
 from fedfields.runtime.secure import STEPS, Answer, Summed, play
@@ -118,10 +118,9 @@ class Flower:
     def visits(self, jobs: Sequence[Job]) -> Iterator[Reply | Failed]:
         """The jobs' replies in order; each is held back until those before it are there."""
         came: dict[int, Letter | str] = {}
-        waiting = iter(jobs)
         letters = {job.client: self._order(job) for job in jobs}
         asked = self._ask(VISIT, letters, jobs[0].number) if jobs else iter(())
-        for job in waiting:
+        for job in jobs:
             while job.client not in came:
                 client, letter = next(asked)
                 came[client] = letter
@@ -136,9 +135,10 @@ class Flower:
         def ask(step: str, mail: dict[int, bytes]) -> Iterator[tuple[int, Answer]]:
             nonlocal scaled
             values = {"number": number, "attempt": order.attempt}
-            letters = {client: Letter({}, values | {"letter": bytes(text)}) for client, text in mail.items()}
-            if step == "masked":
-                letters = {i: Letter(more.trees, letters[i].info | more.info) for i, more in self._orders(jobs, mail)}
+            letters = dict[int, Letter]()
+            for client, text in mail.items():
+                job = self._order(jobs[client]) if step == "masked" else Letter({}, {})
+                letters[client] = Letter(job.trees, job.info | values | {"letter": bytes(text)})
             for client, letter in self._ask(_kind(step), letters, number):
                 if isinstance(letter, str):
                     yield client, Refused(letter)
@@ -170,9 +170,6 @@ class Flower:
         """Who each node stands for, as it says itself; in a simulation nobody has a reason to lie."""
         asked = self._ask(HELLO, dict.fromkeys(self._nodes(), Letter({}, {})), 0)
         return {node: int(letter.info["client"]) for node, letter in asked if isinstance(letter, Letter)}
-
-    def _orders(self, jobs: dict[int, Job], mail: dict[int, bytes]) -> Iterator[tuple[int, Letter]]:
-        return ((client, self._order(jobs[client])) for client in mail)
 
     def _order(self, job: Job) -> Letter:
         trees = {RECEIVED + name: tree for name, tree in job.received.items()}
@@ -305,14 +302,10 @@ def client_app(app: App) -> ClientApp:
     return flower
 
 
-class Strange(UserError):
-    """The client knows nothing of this session."""
-
-
 def _desk(app: App, context: Context) -> Desk:
     desk = app.desk(context)
     if desk is None:
-        raise Strange(STRANGE)
+        raise UserError("this client knows nothing of the session; it must be greeted first")
     return desk
 
 

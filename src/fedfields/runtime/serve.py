@@ -21,11 +21,12 @@ from fedfields.runtime.flower import Flower, Node, Rules
 from fedfields.runtime.keys import OwnerPublic
 from fedfields.runtime.remote import RemoteSetup, published, set_up_remote
 from fedfields.runtime.run import run
+from fedfields.scenes.monument import PlaceData
 
 Tell = Callable[[str], None]
 
 
-class Door(NamedTuple):
+class Address(NamedTuple):
     """Where and how the server listens.
 
     Attributes:
@@ -44,15 +45,16 @@ class Serving:
 
     Args:
         roster: public keys of the owners by name.
-        door: where to listen.
+        address: where to listen.
         rules: when a round is over.
         tell: is called with lines for the server's terminal.
     """
 
-    def __init__(self, roster: Mapping[str, OwnerPublic], door: Door, rules: Rules, tell: Tell) -> None:
-        self._roster, self._door, self._rules, self._tell = roster, door, rules, tell
+    def __init__(self, roster: Mapping[str, OwnerPublic], address: Address, rules: Rules, tell: Tell) -> None:
+        self._roster, self._address, self._rules, self._tell = roster, address, rules, tell
         self._names = sorted(roster)
-        self.port = door.port
+        self._sizes = dict[int, float]()
+        self.port = address.port
 
     def set_up(self, experiment: Experiment) -> RemoteSetup:
         """The run's parts; the owners' weights come with their greetings.
@@ -60,7 +62,7 @@ class Serving:
         Raises:
             UserError: the experiment does not suit a real run with these owners, or nobody could reach the server.
         """
-        check_address(self._door.host, self._door.port)
+        check_address(self._address.host, self._address.port)
         sums = experiment.method.sums
         fewest = max(sums.minimum if sums else 1, self._rules.least)
         if len(self._names) < fewest:
@@ -81,9 +83,9 @@ class Serving:
         least = max(self._rules.least, sums.minimum if sums else 1)
         if setup.experiment.weighting == "size":
             least = len(self._names)  # Weights are shares of the largest, so everybody's must be known.
-        with SuperLink(keys, self._door.host, self._door.port, self._door.tls) as link:
+        with SuperLink(keys, self._address.host, self._address.port, self._address.tls) as link:
             self.port = link.port
-            self._tell(f"listening on {self._door.host} port {link.port} for {', '.join(self._names)}")
+            self._tell(f"listening on {self._address.host} port {link.port} for {', '.join(self._names)}")
             yield Flower(
                 link.grid,
                 lambda: self._here(link),
@@ -98,7 +100,10 @@ class Serving:
 
     def _met(self, setup: RemoteSetup, client: int, letter: Letter) -> None:
         self._tell(f"{self._names[client]} takes part")
-        _weigh(setup, client, letter)
+        weights, size = setup.settings.weights, letter.info.get("size")
+        if isinstance(weights, list) and isinstance(size, float) and 0 < size < float("inf"):
+            self._sizes[client] = size
+            weigh(self._sizes, weights, isinstance(setup.experiment.data, PlaceData))
 
     def _here(self, link: SuperLink) -> dict[int, Node]:
         found = link.here()
@@ -132,11 +137,12 @@ def _greeting(setup: RemoteSetup, names: list[str]) -> Callable[[int, bytes], Le
     return lambda client, session: Letter(trees, info | {"client": client, "session": session})
 
 
-def _weigh(setup: RemoteSetup, client: int, letter: Letter) -> None:
-    """Takes note of how much an owner has, where that is its weight."""
-    weights, size = setup.settings.weights, letter.info.get("size")
-    if isinstance(weights, list) and isinstance(size, float) and 0 < size < float("inf"):
-        weights[client] = size
+def weigh(sizes: Mapping[int, float], weights: list[float], place: bool) -> None:
+    """Puts in each owner's weight, as a simulation has it: its number of signals, or its share of the largest number of
+    pixels in a run on a place."""
+    largest = max(sizes.values(), default=1.0) if place else 1.0
+    for client, size in sizes.items():
+        weights[client] = size / largest
 
 
 def _oldest(folder: Path) -> int:
