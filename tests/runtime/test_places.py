@@ -86,7 +86,7 @@ def by_hand(loss, client, start, experiment, shared):
         random = generator(experiment.seed, "visit", number, client.name)
         before = {key: leaf.detach().clone() for key, leaf in params.items()}
         for step in range(local.steps):
-            if isinstance(loss, MarchedLoss) and step % loss.refresh_every == 0:
+            if isinstance(loss, MarchedLoss) and ((number - 1) * local.steps + step) % loss.refresh_every == 0:
                 loss, kept = loss.refreshed(expanded(params, shared), kept, random)
             optimiser.zero_grad()
             batch = client.train[0].support.sample(experiment.objective.batch, random)
