@@ -526,22 +526,26 @@ class DemoFlags:
 def _demo(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if words not in ([], ["images"]):
-        raise UserError(f"there are two demonstrations: without a name that of a place, and 'images'; found {' '.join(words)}")
+        raise UserError(
+            f"there are two demonstrations: without a name that of a place, and 'images'; found {' '.join(words)}"
+        )
     settings = _parse(DemoFlags, DemoFlags(), flags, "fedfields demo [images]", _DEMO_HELP)
     from fedfields import demo
     from fedfields.terminal import console
 
     if words:
-        console.print("Every photograph that scikit-image ships is one client; some clients are never seen in training.")
+        console.print(
+            "Every photograph that scikit-image ships is one client; some clients are never seen in training."
+        )
         return demo.demo(demo.images(settings.seed), settings.out)
     console.print(
-        "Twenty visitors photograph a temple, each with other people in front. They share the temple and not the people."
+        "Twenty visitors photograph a temple, each with other people in front. They share the temple, not the people."
     )
     return demo.demo(demo.place(settings.seed), settings.out)
 
 
-_DEMO_HELP = """Two methods on a place that people stand in front of (DecentNeRF, and FedNeRF beside it), or with images four
-methods on the photographs inside scikit-image: a table, and a report to open."""
+_DEMO_HELP = """Two methods on a place that people stand in front of (DecentNeRF, and FedNeRF beside it), or with images
+four methods on the photographs inside scikit-image: a table, and a report to open."""
 
 
 # --- keys, serve, join --------------------------------------------------------------------------------------

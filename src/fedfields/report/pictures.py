@@ -34,8 +34,8 @@ class Pictures:
     def first(self, runs: Sequence[Run]) -> str:
         """The sheets that come before all figures."""
         intro = (
-            "Before: what owners photograph. After: the field that they share, seen from the same place; the truth is what "
-            "stands there without people. The server: what can be rendered of all that it has of an owner."
+            "Before: what owners photograph. After: the field that they share, seen from the same place; the truth is "
+            "what stands there without people. The server: what can be rendered of all that it has of an owner."
         )
         body = self._blocks(runs, " first", lambda name: name in FIRST)
         return section("look", "Before, after, and what the server saw", intro, body)

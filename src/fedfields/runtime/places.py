@@ -189,7 +189,7 @@ class PlaceSetup(NamedTuple):
         return "sum" if self.context.method.sums else "upload"
 
     def _draw_content(self, images: Path, see: Viewer, uploads: Uploads) -> None:
-        """A contact sheet with a column for each of some owners: photograph, shared field, truth, what the server has."""
+        """A contact sheet with a column for each of some owners: before, after, the truth, what the server has."""
         seen = thinned(tuple(self._seen_of(uploads).items()), SHOWN)
         named = {"sum": "the server's secure sum", "upload": "the server's last upload"}[self._whose]
         columns = [self._column(i, see, server) for i, server in seen]
@@ -209,7 +209,11 @@ class PlaceSetup(NamedTuple):
     def _column(self, owner: int, see: Viewer, server: Viewer) -> list[Cell]:
         """What an owner's camera saw, and what is rendered in its place."""
         shot = self._most_hidden(owner)
-        view, clean, content = (shot.photo.pose, shot.photo.camera), shot.clean / 255, content_of(server.colours, [shot])
+        view, clean, content = (
+            (shot.photo.pose, shot.photo.camera),
+            shot.clean / 255,
+            content_of(server.colours, [shot]),
+        )
         shared = see.picture(*view)
         return [
             Cell(shot.photo.colours / 255),
