@@ -3,7 +3,7 @@
     python benchmarks/decent.py table|learned|users|overlap [--data DIR] [--size N] [--rounds N] [--steps N] [--seeds N]
                                                             [--out DIR] [--quick] [--json]
 
-    table    NeRF-W in one place, FedNeRF, DecentNeRF(-L), DecentNeRF on the same photographs (tables 1 and 2, figure 7a)
+    table    NeRF-W in one place, FedNeRF, DecentNeRF(-L), DecentNeRF on the same photographs (table 1, figure 7a)
     learned  learned weights against FedAvg, eight owners with many and few people in front in turn (figure 4)
     users    1 to 20 owners, each of whom shares half of a view with the next (figure 7c)
     overlap  two owners whose views have nothing, something or all in common (figure 7c)
@@ -123,7 +123,7 @@ def users_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def overlap_cases(options: argparse.Namespace) -> list[Case]:
-    """Two sectors of 90 degrees, from side by side to the same one."""
+    """Two sectors of 90 degrees, from side by side to the same one; test photographs are from where owners are."""
     if options.data is not None:
         sys.exit("overlap moves the owners' cameras, which a capture does not allow: leave out --data")
     photographs = {} if options.quick else {"views": 10}
@@ -205,8 +205,8 @@ FIGURES: dict[str, tuple[str, str, Callable[[dict], float]]] = {
     "ssim": ("SSIM of the shared field", "", lambda one: one["ssim"]),
     "masked": ("PSNR of what the server can render, where people are", DECIBELS, lambda one: one["content"]["psnr"]),
     "floor": ("PSNR of the place alone, where people are", DECIBELS, lambda one: one["content"]["floor"]),
-    "leak": ("People in what the server can render", "", lambda one: one["content"]["leak"]),
-    "worst": ("The same of the worst owner", "", lambda one: one["content"]["leak_worst"]),
+    "leak": ("People in what the server can render", "leak fraction", lambda one: one["content"]["leak"]),
+    "worst": ("The same of the worst owner", "leak fraction", lambda one: one["content"]["leak_worst"]),
 }
 """Of one evaluation: title, unit, and where it is."""
 
@@ -232,14 +232,14 @@ def draw(command: str, rows: Sequence[dict], out: Path) -> list[Path]:
         charts = {name: list(averaged(rows, FIGURES[name][2]).items()) for name in names}
         below, titles = "round", {name: FIGURES[name][:2] for name in names}
     else:
-        charts = {"psnr": _by_number(rows, "psnr", last="psnr"), "leak": _by_number(rows, "leak")}
+        charts = {"psnr": _by_number(rows, "psnr", last="shared field"), "leak": _by_number(rows, "leak")}
         charts["masked"] = [*_by_number(rows, "masked"), *_by_number(rows, "floor", last="without people")]
         below = "owners" if command == "users" else "share of a view that both have"
         titles = {name: FIGURES[name][:2] for name in charts}
     if command == "learned":
-        known = [row for row in rows if row["evaluated"][0]["alpha"]]
-        charts["alpha"] = [(who, *averaged(known, share(i)).values()) for i, who in enumerate(("many", "few"))]
-        titles["alpha"] = "Mean weight of owners with many and few people in front", ""
+        weighed = [row for row in rows if row["name"] == "DecentNeRF"]
+        charts["alpha"] = [(who, *averaged(weighed, share(i)).values()) for i, who in enumerate(("many", "few"))]
+        titles["alpha"] = "Mean weight of owners with many and few people in front", "weight, 1 on average"
     paths = []
     for name, curves in charts.items():
         lines = [Line(points, look, label) for look, (label, points) in enumerate(curves, 1)]

@@ -42,7 +42,7 @@ T = TypeVar("T")
 SHOWN = 6
 """Test photographs, or owners, on a contact sheet."""
 
-ORBIT_FRAMES, ORBIT_PIXELS = 48, 160
+ORBIT_FRAMES, ORBIT_PIXELS = 36, 160
 """Of the film around a place: its frames, and the most pixels along an edge."""
 
 EARLY_VIEWS = 5
@@ -203,7 +203,7 @@ class PlaceSetup(NamedTuple):
             noise = Viewer(self.context.loss, weights, self.experiment.seed).picture(view.pose, view.camera)
             rows["one upload on its way"] = [Cell(noise, "masked") if i == owner else None for i, _ in seen]
         if seen:
-            title = "By the camera before which most is hidden, of some owners"
+            title = "Some owners, each at the camera before which people hide most"
             save_sheet(images, "content", title, [self.federation.clients[i].name for i, _ in seen], rows)
 
     def _column(self, owner: int, see: Viewer, server: Viewer) -> list[Cell]:
