@@ -10,10 +10,11 @@
 
 The place is the built-in monument, or a capture in Blender's layout with the same people in front (--data; its
 photographs are shared out, so there is no overlap to choose). FedNeRF is DecentNeRF without the owners' fields, learned
-weights and secure sums. PSNR and SSIM are of the shared field on photographs without people that nobody trained on. The
-leak fraction and the PSNR where people are (the paper's measure) are of what the server can render: single uploads of
-FedNeRF, else the mean of a round; in users and overlap that mean is taken in the open, because secure sums refuse fewer
-than three owners. Every finished run is a file in --out, so that a benchmark can be interrupted; means are over seeds.
+weights and secure sums; a client that has all photographs takes the steps of all owners. PSNR and SSIM are of the
+shared field on photographs without people that nobody trained on. The leak fraction and the PSNR where people are (the
+paper's measure) are of what the server can render: single uploads of FedNeRF, else the mean of a round; in users and
+overlap that mean is taken in the open, because secure sums refuse fewer than three owners. Every finished run is a file
+in --out, so that a benchmark can be interrupted; means are over seeds.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from fedfields.report.figures import DECIBELS, Line, over_rounds
 from fedfields.report.text import operations
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.cost import flops
+from fedfields.runtime.evaluation import given_away
 from fedfields.runtime.inprocess import Round, run_rounds
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import clean, set_up
@@ -50,6 +52,9 @@ EVALUATIONS = 8
 
 USERS = (1, 2, 4, 8, 16, 20)
 OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+IN_ONE_PLACE = {"one owner alone": "nerf-alone", "all photographs, one field": "nerf-pooled", "NeRF-W": "nerf-w"}
+"""Rows of the table without a federation, and their presets."""
+
 QUICK = {"size": 16, "rounds": 3, "steps": 4}
 
 
@@ -68,10 +73,10 @@ class Case(NamedTuple):
 
 
 def variants() -> dict[str, Experiment]:
-    """The methods of the table; NeRF-W if there is such a preset."""
+    """The methods of the table; training in one place where there are presets for it."""
     decent = preset("decentnerf")
     average = dataclasses.replace(decent, strategy=decent.strategy.base)  # pyright: ignore
-    found = {"NeRF-W": PRESETS["nerf-w"][0]} if "nerf-w" in PRESETS else {}
+    found = {name: preset(key) for name, key in IN_ONE_PLACE.items() if key in PRESETS}
     plain = dataclasses.replace(average, personal=None, privacy=())
     return found | {"FedNeRF": plain, "DecentNeRF(-L)": average, "DecentNeRF": decent}
 
@@ -89,7 +94,10 @@ def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> E
     if options.data is not None:
         common = {one.name: getattr(given, one.name) for one in dataclasses.fields(Scene) if hasattr(given, one.name)}
         given = Scene(**common | {"path": options.data, "clients": given.users, "partition": "separate"})  # pyright: ignore
-    local = dataclasses.replace(experiment.local, steps=asked["steps"] or experiment.local.steps)
+    steps = experiment.local.steps
+    if asked["steps"]:  # A client that has all photographs takes the steps of all.
+        steps = asked["steps"] * steps // preset("decentnerf").local.steps
+    local = dataclasses.replace(experiment.local, steps=steps)
     rounds = asked["rounds"] or experiment.rounds
     return dataclasses.replace(experiment, data=given, local=local, rounds=rounds, evaluate_every=rounds, workers=1)
 
@@ -155,15 +163,16 @@ def measure(case: Case) -> dict:
     start = start_server(case.experiment.strategy, setup.params)
     with Pool(setup.context, 1) as pool:
         for step in run_rounds(setup.context, setup.settings, start, {}, pool):
-            uploads = setup.remember(uploads, as_summed(step) if case.summed else step)
+            sent = given_away(case.experiment.strategy, as_summed(step) if case.summed else step)
+            uploads = Uploads(uploads.last | sent, {})
             records.append(step.record)
             number = step.state.round
             if number in (1, case.experiment.rounds) or number % case.experiment.evaluate_every == 0:
                 judged = setup.judge(Checkpoint(step.state, step.memories, uploads), pool, final=True)
                 quality = {name: judged[name]["held_out"]["0"] for name in ("psnr", "ssim")}
                 evaluated.append({"round": number, **quality, "content": judged["content"], "alpha": alphas(step)})
-    sent = {name: sum(record[name] for record in records) for name in ("bytes_up", "bytes_down", "seconds")}
-    return {"name": case.name, "evaluated": evaluated, "flops": flops(setup, records)} | sent
+    sums = {name: sum(record[name] for record in records) for name in ("bytes_up", "bytes_down", "seconds")}
+    return {"name": case.name, "evaluated": evaluated, "flops": flops(setup, records)} | sums
 
 
 def as_summed(step: Round) -> Round:
