@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -52,7 +51,8 @@ EVALUATIONS = 8
 
 USERS = (1, 2, 4, 8, 16, 20)
 OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-IN_ONE_PLACE = {"one owner alone": "nerf-alone", "all photographs, one field": "nerf-pooled", "NeRF-W": "nerf-w"}
+ALONE = "one owner alone"
+IN_ONE_PLACE = {ALONE: "nerf-alone", "all photographs, one field": "nerf-pooled", "NeRF-W": "nerf-w"}
 """Rows of the table without a federation, and their presets."""
 
 QUICK = {"size": 16, "rounds": 3, "steps": 4}
@@ -276,10 +276,19 @@ def show(rows: Sequence[dict]) -> None:
         cells = [f"{last['psnr']:.2f}", f"{last['ssim']:.3f}"]
         cells += [f"{value:.1f}" for value in (first["masked"], last["masked"], last["floor"])]
         cells += [f"{value:.2f}" for value in (first["leak"], last["leak"], last["worst"])]
-        cells += [operations(mine[0]["flops"][who] or math.nan) for who in ("server", "clients")]
-        cells += [f"{mine[0][way] / 1e6:.1f}" for way in ("bytes_up", "bytes_down")]
+        cells += costs(mine[0])
         cells.append(f"{statistics.fmean(row['seconds'] for row in mine):.0f}")
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def costs(row: dict) -> list[str]:
+    """Operations of server and owners, megabytes up and down. Whoever has all photographs is the server and trains."""
+    server, clients = (operations(row["flops"][who]) for who in ("server", "clients"))
+    if row["name"] == ALONE:
+        return ["–", clients, "–", "–"]
+    if row["name"] in IN_ONE_PLACE:
+        return [clients, "–", "–", "–"]
+    return [server, clients, *(f"{row[way] / 1e6:.1f}" for way in ("bytes_up", "bytes_down"))]
 
 
 def main() -> None:
@@ -297,6 +306,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs: under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
+    if options.seeds < 1:
+        sys.exit(f"--seeds is {options.seeds}; it must be at least 1")
     torch.set_num_threads(1)
     out = options.out or Path(tempfile.mkdtemp(prefix="decent-"))
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import math
 import decent
 import pytest
 import torch
-from decent import CASES, Case, as_summed, averaged, draw, finished, measure, share, variants
+from decent import CASES, Case, as_summed, averaged, costs, draw, finished, measure, share, variants
 
 from fedfields.federation import start_server
 from fedfields.runtime.evaluation import given_away
@@ -97,6 +97,13 @@ def test_figures_are_means_over_seeds_round_by_round():
     assert averaged(rows, lambda one: one["psnr"]) == {"a": [(1, 11.0), (4, 21.5)], "b": [(1, 5.0)]}
     assert averaged(rows[:1], share(0)) == {"a": [(1, 0.6), (4, 0.6)]}
     assert averaged(rows[:1], share(1)) == {"a": [(1, 1.4), (4, 1.4)]}
+
+
+def test_training_in_one_place_is_the_servers_work_and_sends_nothing():
+    spent = {"flops": {"server": 5e6, "clients": 2e12}, "bytes_up": 3e6, "bytes_down": 4.25e6}
+    assert costs({"name": "DecentNeRF", **spent}) == ["5 MFLOP", "2 TFLOP", "3.0", "4.2"]
+    assert costs({"name": "NeRF-W", **spent}) == ["2 TFLOP", "–", "–", "–"]
+    assert costs({"name": "one owner alone", **spent}) == ["–", "2 TFLOP", "–", "–"]
 
 
 def test_finished_runs_are_not_run_again_unless_something_changed(tmp_path, monkeypatch):
