@@ -97,7 +97,7 @@ def test_a_resumed_run_reports_the_same(tmp_path):
 def test_pictures_and_page_tell_of_the_people(summed):
     page = write_report([summed], summed / "report.html").read_text()
     assert "People leak" in page and "Server's work" in page and "People in what the server can render" in page
-    assert "of the worst owner" in page and "has not been measured" not in page
+    assert "for the worst owner" in page and "has not been measured" not in page
     assert "People leak" in write_report([summed, summed], summed / "two.html").read_text()
 
 

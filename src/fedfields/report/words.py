@@ -147,9 +147,10 @@ def _people(run: Run) -> str:
     if leak is None or worst is None:
         return ""
     what = "the last secure sum" if content.get("of") == "sum" else "the last uploads"
+    shares = [f"{value:.2f}".replace("-", "−") for value in (leak, worst)]
     return (
-        f"Of the people in their photographs, the server can render a share of {max(0.0, leak):.2f} from {what}, and "
-        f"{max(0.0, worst):.2f} of the worst owner's (0 for none of them, 1 for all)."
+        f"Where people stand in owners' photographs, what the server can render of {what} has gone {shares[0]} of the way "
+        f"from the place without them (0) to the photograph (1), and {shares[1]} for the worst owner."
     )
 
 
