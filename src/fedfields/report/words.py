@@ -149,8 +149,8 @@ def _people(run: Run) -> str:
     what = "the last secure sum" if content.get("of") == "sum" else "the last uploads"
     shares = [f"{value:.2f}".replace("-", "−") for value in (leak, worst)]
     return (
-        f"Where people stand in owners' photographs, what the server can render of {what} has gone {shares[0]} of the way "
-        f"from the place without them (0) to the photograph (1), and {shares[1]} for the worst owner."
+        f"Where people stand in owners' photographs, what the server can render of {what} has gone {shares[0]} of the "
+        f"way from the place without them (0) to the photograph (1), and {shares[1]} for the worst owner."
     )
 
 
