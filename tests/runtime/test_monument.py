@@ -148,7 +148,7 @@ def test_without_secure_sums_no_upload_is_masked(tmp_path):
     run(experiment(privacy=(), rounds=1), tmp_path / "r")
     assert load(tmp_path / "r" / "checkpoints").uploads.masked is None
     rows = json.loads((tmp_path / "r" / "images" / "sheets.json").read_text())["content"]["rows"]
-    assert [row["client"] for row in rows][-1] == "the server's last upload"
+    assert [row["client"] for row in rows][-1] == "the owner's last upload"
 
 
 def test_the_demonstration_ends_with_the_page_to_open(tmp_path, capsys):

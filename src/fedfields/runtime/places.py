@@ -191,7 +191,7 @@ class PlaceSetup(NamedTuple):
     def _draw_content(self, images: Path, see: Viewer, uploads: Uploads) -> None:
         """A contact sheet with a column for each of some owners: before, after, the truth, what the server has."""
         seen = thinned(tuple(self._seen_of(uploads).items()), SHOWN)
-        named = {"sum": "the server's secure sum", "upload": "the server's last upload"}[self._whose]
+        named = {"sum": "the server's secure sum", "upload": "the owner's last upload"}[self._whose]
         columns = [self._column(i, see, server) for i, server in seen]
         names = ["before: a photograph", "after: the shared field", "the truth", named]
         rows: dict[str, list[Cell | None]] = {
