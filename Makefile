@@ -5,6 +5,7 @@ STAMP := .venv/.installed
 
 .PHONY: demo test nightly check setup clean
 
+# A place with people in front of it, federated; .venv/bin/fedfields demo images: four methods on photographs.
 demo: setup
 	$(BIN)/fedfields demo
 

@@ -39,7 +39,7 @@ fedfields: federated learning of neural fields
   fedfields serve EXPERIMENT      run with real owners, who join from their own machines
   fedfields join HOST --data DIR  take part in such a run; your data stays here
   fedfields presets               the presets and every part that has a name
-  fedfields demo                  photographs, four methods, one table (a few minutes)
+  fedfields demo [images]         a place with people in front; or photographs, four methods (a few minutes)
 
 Each command explains itself with --help.
 """
@@ -526,12 +526,26 @@ class DemoFlags:
 def _demo(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if words not in ([], ["images"]):
-        raise UserError(f"there is one demonstration, 'images'; found {' '.join(words)}")
-    about = "Four methods on the photographs inside scikit-image: a table, and a report to open."
-    settings = _parse(DemoFlags, DemoFlags(), flags, "fedfields demo", about)
-    from fedfields.demo import demo
+        raise UserError(
+            f"there are two demonstrations: without a name that of a place, and 'images'; found {' '.join(words)}"
+        )
+    settings = _parse(DemoFlags, DemoFlags(), flags, "fedfields demo [images]", _DEMO_HELP)
+    from fedfields import demo
+    from fedfields.terminal import console
 
-    return demo(settings.out, settings.seed)
+    if words:
+        console.print(
+            "Every photograph that scikit-image ships is one client; some clients are never seen in training."
+        )
+        return demo.demo(demo.images(settings.seed), settings.out)
+    console.print(
+        "Twenty visitors photograph a temple, each with other people in front. They share the temple, not the people."
+    )
+    return demo.demo(demo.place(settings.seed), settings.out)
+
+
+_DEMO_HELP = """Two methods on a place that people stand in front of (DecentNeRF, and FedNeRF beside it), or with images
+four methods on the photographs inside scikit-image: a table, and a report to open."""
 
 
 # --- keys, serve, join --------------------------------------------------------------------------------------

@@ -1,20 +1,36 @@
-"""A few minutes that show the whole thing: real photographs, four methods, a table and a report."""
+"""A few minutes that show the whole thing: a place with people in front of it, or photographs and four methods."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedfields.config import Experiment, preset
 from fedfields.scenes.data import Data
+from fedfields.strategies import FedAvg
 
 METHODS = ("local", "maml", "fedmenf", "surrogate")
 
 
-def experiment_of(name: str, seed: int) -> Experiment:
-    """A preset at the size of the demonstration."""
-    base = preset(name)
+def place(seed: int) -> dict[str, Experiment]:
+    """Visitors of the monument: DecentNeRF, and FedNeRF with as many steps on the same photographs.
+
+    What FedNeRF has not: secure sums, learned weights, and a field of each owner's own.
+    """
+    base = dataclasses.replace(preset("decentnerf"), evaluate_every=4, seed=seed)
+    plain = dataclasses.replace(base, strategy=FedAvg(momentum=0.5), privacy=(), personal=None)
+    return {"decentnerf": base, "fednerf": plain}
+
+
+def images(seed: int) -> dict[str, Experiment]:
+    """Every photograph that scikit-image ships is one client; some clients are never seen in training."""
+    return {name: _small(preset(name), seed) for name in METHODS}
+
+
+def _small(base: Experiment, seed: int) -> Experiment:
+    """A preset of pictures at the size of the demonstration."""
     return dataclasses.replace(
         base,
         data=Data(size=48),
@@ -25,16 +41,15 @@ def experiment_of(name: str, seed: int) -> Experiment:
     )
 
 
-def demo(out: Path, seed: int) -> int:
-    """Runs the methods one after another, prints the table, writes one report over all of them."""
+def demo(experiments: Mapping[str, Experiment], out: Path) -> int:
+    """Runs experiments one after another, prints the table, writes one report over all of them."""
     from fedfields.report import write_report
     from fedfields.runtime.run import Interrupted, run
     from fedfields.terminal import console, progress, show_summary, warn
 
-    console.print("Every photograph that scikit-image ships is one client; some clients are never seen in training.")
     summaries = {}
-    for name in METHODS:
-        experiment, folder = experiment_of(name, seed), out / name
+    for name, experiment in experiments.items():
+        folder = out / name
         shutil.rmtree(folder, ignore_errors=True)
         try:
             with progress(name, experiment.rounds) as (on_round, _):
@@ -43,6 +58,6 @@ def demo(out: Path, seed: int) -> int:
             console.print(str(stop))
             return 130
     show_summary(summaries)
-    page = write_report([out / name for name in METHODS], out / "report.html")
+    page = write_report([out / name for name in experiments], out / "report.html")
     console.print(f"open this page: {page}", soft_wrap=True)
     return 0

@@ -197,8 +197,8 @@ def _show_places(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table(title="How well test photographs are rendered", box=box.SIMPLE_HEAD)
     peopled = any(one.get("content") for one in summaries.values())
     more = ("leak", "worst") if peopled else ()
-    for name in ("run", "PSNR", "SSIM", "photographs", "owners", "seconds", "MB up", *more):
-        table.add_column(name, justify="left" if name == "run" else "right")
+    for name in ("run", "PSNR", "SSIM", "photos", "owners", "seconds", "MB up", *more):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name == "run")
     for name, one in summaries.items():
         quality = [((one.get(figure) or {}).get("held_out") or {}).get("0") for figure in ("psnr", "ssim")]
         table.add_row(

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fedfields import demo
 from fedfields.audit.content import content_of, over_owners
 from fedfields.cli import main
 from fedfields.config import choose, from_json, preset, to_json
@@ -14,7 +17,7 @@ from fedfields.objectives import Fit
 from fedfields.rendering.marching import Marching
 from fedfields.report import write_report
 from fedfields.runtime.checkpoint import load, load_weights
-from fedfields.runtime.places import Viewer
+from fedfields.runtime.places import ORBIT_FRAMES, Viewer
 from fedfields.runtime.remote import set_up_remote
 from fedfields.runtime.run import run, set_up
 from fedfields.scenes.monument import Monument
@@ -92,12 +95,75 @@ def test_a_resumed_run_reports_the_same(tmp_path):
 
 
 def test_pictures_and_page_tell_of_the_people(summed):
-    sheets = json.loads((summed / "images" / "sheets.json").read_text())
-    assert sheets["content"]["columns"] == ["photograph", "shared", "truth", "server"]
-    assert len(sheets["content"]["rows"]) == 3
     page = write_report([summed], summed / "report.html").read_text()
     assert "People leak" in page and "Server's work" in page and "People in what the server can render" in page
+    assert "for the worst owner" in page and "has not been measured" not in page
     assert "People leak" in write_report([summed, summed], summed / "two.html").read_text()
+
+
+def test_the_page_begins_with_what_owners_photographed_and_what_became_of_it(summed):
+    page = write_report([summed], summed / "report.html").read_text()
+    places = [page.index(f'id="{name}"') for name in ("look", "growth", "pictures")]
+    assert places == sorted(places) and places[0] < page.index('class="tiles"')
+    first, rest = page[places[0] : places[1]], page[places[2] :]
+    assert first.count("<img") == 3 * 4 + 1 + 1 and "one upload on its way" in first and "film" not in rest
+    assert "http" not in first and "before: a photograph" not in rest
+
+
+def sheet(folder, row):
+    """The cells of one row of the sheet about people, with their pictures ``[H, W, 3]`` in 0 to 255."""
+    rows = json.loads((folder / "images" / "sheets.json").read_text())["content"]["rows"]
+    cells = next(one["cells"] for one in rows if one["client"] == row)
+    return [cell and np.asarray(Image.open(folder / "images" / cell["file"])).astype(float) for cell in cells]
+
+
+def test_pictures_of_people_are_the_owners_photographs_and_what_is_behind(summed):
+    shots = [max(mine, key=lambda one: one.mask.sum()) for mine in set_up(experiment()).federation.occluded]
+    for row, wanted in (
+        ("before: a photograph", [one.photo.colours for one in shots]),
+        ("the truth", [one.clean for one in shots]),
+    ):
+        for found, colours in zip(sheet(summed, row), wanted, strict=True):
+            assert (found == colours.numpy()).all()
+
+
+def test_a_single_upload_on_its_way_to_a_secure_sum_is_noise(summed):
+    """Masked, all integers are equally likely: read as weights, values are uniform over their range."""
+    masked = load(summed / "checkpoints").uploads.masked
+    assert masked is not None and masked[0] == 0
+    for leaf in masked[1].values():
+        values = leaf / leaf.abs().max()
+        enough = 4 / len(values.flatten()) ** 0.5
+        assert abs(values.mean()) < enough and values.std() == pytest.approx(3**-0.5, abs=enough)
+    first, *others = sheet(summed, "one upload on its way")
+    assert first is not None and others == [None, None]
+
+
+def test_the_film_goes_around_once(summed):
+    with Image.open(summed / "images" / "orbit-x-x.png") as film:
+        assert (film.n_frames, film.size) == (ORBIT_FRAMES, (40, 40))
+
+
+def test_without_secure_sums_no_upload_is_masked(tmp_path):
+    run(experiment(privacy=(), rounds=1), tmp_path / "r")
+    assert load(tmp_path / "r" / "checkpoints").uploads.masked is None
+    rows = json.loads((tmp_path / "r" / "images" / "sheets.json").read_text())["content"]["rows"]
+    assert [row["client"] for row in rows][-1] == "the owner's last upload"
+
+
+def test_the_demonstration_ends_with_the_page_to_open(tmp_path, capsys):
+    small = {"one": experiment(rounds=1), "other": experiment(rounds=1, privacy=(), personal=None)}
+    assert demo.demo(small, tmp_path) == 0
+    last = " ".join(capsys.readouterr().out.split("open this page:")[-1].split())
+    assert last.replace(" ", "") == str(tmp_path / "report.html")
+    assert "Before, after" in (tmp_path / "report.html").read_text()
+
+
+def test_the_demonstration_compares_on_the_same_photographs_and_steps():
+    ready, plain = demo.place(3).values()
+    assert ready.data == plain.data == preset("decentnerf").data and ready.seed == plain.seed == 3
+    assert (ready.rounds, ready.local, ready.field) == (plain.rounds, plain.local, plain.field)
+    assert ready.method.sums is not None and plain.method.sums is None and plain.personal is None
 
 
 def test_the_summary_counts_operations(summed):

@@ -58,15 +58,16 @@ ALWAYS = ("PSNR, in decibels", "Epsilon", "How sure")
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
-    steps, several = headline_steps(runs), len(runs) > 1
+    steps, several, pictures = headline_steps(runs), len(runs) > 1, Pictures()
     parts = [
         _head(runs, steps[0]),
+        pictures.first(runs),
         _cards(runs, steps[0]) if several else tables.tiles(runs[0], steps),
         _notices(runs, steps[0]),
         tables.side_by_side(runs, steps) if several else "",
         charts.places(runs),
         charts.tradeoff(runs, steps),
-        Pictures().section(runs),
+        pictures.section(runs),
         "" if several else tables.photographs(runs[0]) + tables.course(runs[0]),
         charts.rounds(runs),
         tables.attacks(runs),

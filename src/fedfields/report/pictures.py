@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ PAGE_BYTES = 32 * 2**20
 IMAGE_PIXELS = 4096 * 4096
 ROWS = 40
 """Rows of a sheet that are shown."""
+FIRST = ("content", "orbit")
+"""Sheets for those who would rather look than read: what became of people in front of a place, and a film around it."""
 
 
 class Pictures:
@@ -29,22 +31,35 @@ class Pictures:
     def __init__(self) -> None:
         self.left = PAGE_BYTES
 
-    def section(self, runs: Sequence[Run]) -> str:
-        """The sheets of all runs."""
-        several, blocks = len(runs) > 1, []
-        for run in runs:
-            if sheets := self._sheets(run.folder):
-                title, kind = (f"<h3>{named(run)}</h3>", "") if several else ("", " large")
-                blocks.append(f'{title}<div class="sheets{kind}">{sheets}</div>')
-        return section("pictures", "Pictures", "", "\n".join(blocks))
+    def first(self, runs: Sequence[Run]) -> str:
+        """The sheets that come before all figures."""
+        intro = (
+            "Before: what owners photograph. After: the field that they share, seen from the same place; the truth is "
+            "what stands there without people. The server: what can be rendered of all that it has of an owner."
+        )
+        body = self._blocks(runs, " first", lambda name: name in FIRST)
+        return section("look", "Before, after, and what the server saw", intro, body)
 
-    def _sheets(self, folder: Path) -> str:
+    def section(self, runs: Sequence[Run]) -> str:
+        """The other sheets of all runs."""
+        kind = "" if len(runs) > 1 else " large"
+        return section("pictures", "Pictures", "", self._blocks(runs, kind, lambda name: name not in FIRST))
+
+    def _blocks(self, runs: Sequence[Run], kind: str, wanted: Callable[[str], bool]) -> str:
+        blocks = []
+        for run in runs:
+            if sheets := self._sheets(run.folder, wanted):
+                title = f"<h3>{named(run)}</h3>" if len(runs) > 1 else ""
+                blocks.append(f'{title}<div class="sheets{kind}">{sheets}</div>')
+        return "\n".join(blocks)
+
+    def _sheets(self, folder: Path, wanted: Callable[[str], bool]) -> str:
         index = folder / "images" / "sheets.json"
         try:
             sheets = read_object(index) if index.is_file() else {}
         except UserError as error:
-            return f'<p class="note">{esc(error, 300)}</p>'
-        return "".join(self._sheet(folder, mapping(sheet)) for sheet in sheets.values())
+            return f'<p class="note">{esc(error, 300)}</p>' if wanted("") else ""
+        return "".join(self._sheet(folder, mapping(sheet)) for name, sheet in sheets.items() if wanted(name))
 
     def _sheet(self, folder: Path, sheet: Mapping[str, Any]) -> str:
         columns, rows = _list(sheet.get("columns")), _list(sheet.get("rows"))

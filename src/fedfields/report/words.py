@@ -132,12 +132,26 @@ def _unmeasured(run: Run) -> str:
     if run.place and run.owners == 1:
         return "There is one owner, so this is training in one place."
     if run.place:
-        return "What an upload reveals of the photographs has not been measured."
+        return _people(run) or "What an upload reveals of the photographs has not been measured."
     if run.baseline and not run.total("bytes_up"):
         return "Nothing was uploaded."
     value = number(run.latest("psnr_p"))
     hint = "" if value is None else f" (PSNR_p, {db(value)} dB, is one naive attack and cannot say)"
     return f"What an upload reveals has not been measured{hint}."
+
+
+def _people(run: Run) -> str:
+    """How much of the people in the owners' photographs the server can render, where that is known."""
+    content = mapping(run.latest("content"))
+    leak, worst = number(content.get("leak")), number(content.get("leak_worst"))
+    if leak is None or worst is None:
+        return ""
+    what = "the last secure sum" if content.get("of") == "sum" else "the last uploads"
+    shares = [f"{value:.2f}".replace("-", "−") for value in (leak, worst)]
+    return (
+        f"Where people stand in owners' photographs, what the server can render of {what} has gone {shares[0]} of the "
+        f"way from the place without them (0) to the photograph (1), and {shares[1]} for the worst owner."
+    )
 
 
 def comparison(runs: Sequence[Run], steps: int | None) -> str:

@@ -16,10 +16,17 @@ KEPT = 2
 
 
 class Uploads(NamedTuple):
-    """The last upload of every client that had its turn: ``(round, weights)``, and the broadcasts they answered."""
+    """What the server has of the clients, as far as a run keeps it.
+
+    Attributes:
+        last: the last upload of every client that had its turn, with its round; of a secure sum, the mean.
+        broadcasts: what they answered, by round.
+        masked: one client's last upload as it travelled to a secure sum, with the client's number.
+    """
 
     last: dict[int, tuple[int, Params]]
     broadcasts: dict[int, Params]
+    masked: tuple[int, Params] | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -88,6 +95,8 @@ def _flat(checkpoint: Checkpoint) -> Params:
     parts |= {f"client/{i}/{name}": part for i, kept in memories.items() for name, part in kept.items()}
     parts |= {f"upload/{i}": weights for i, (_, weights) in uploads.last.items()}
     parts |= {f"broadcast/{number}": weights for number, weights in uploads.broadcasts.items()}
+    if uploads.masked is not None:
+        parts[f"masked/{uploads.masked[0]}"] = uploads.masked[1]
     return {f"{name}//{key}": leaf for name, part in parts.items() for key, leaf in part.items()}
 
 
@@ -101,8 +110,10 @@ def _read(path: Path) -> Checkpoint:
             memories.setdefault(int(index), {})[part] = parts[name]
     last = {int(i): (number, parts[f"upload/{i}"]) for i, number in about["uploads"].items()}
     broadcasts = {int(name.split("/")[1]): part for name, part in parts.items() if name.startswith("broadcast/")}
+    masked = next(((int(name.split("/")[1]), part) for name, part in parts.items() if name.startswith("masked/")), None)
     server = {name.removeprefix("server/"): part for name, part in parts.items() if name.startswith("server/")}
-    return Checkpoint(ServerState(parts["params"], server, int(about["round"])), memories, Uploads(last, broadcasts))
+    state = ServerState(parts["params"], server, int(about["round"]))
+    return Checkpoint(state, memories, Uploads(last, broadcasts, masked))
 
 
 def save_weights(path: Path, params: Params) -> None:

@@ -91,6 +91,19 @@ def given_away(strategy: Strategy, step: Round) -> dict[int, tuple[int, Params]]
     return {i: (number, strategy.uploaded(start, *report)) for i, report in reports.items()}
 
 
+def in_transit(step: Round) -> tuple[int, Params] | None:
+    """One client, and its report of a secure sum as the server saw it, read as if nothing had masked it.
+
+    Its weight is masked too; it is taken for one, as for a client like the others.
+    """
+    if step.total is None or not step.replies:
+        return None
+    client = min(step.replies)
+    delta = step.replies[client].report["delta"]
+    start = step.received["params"]
+    return client, {key: leaf - delta[key].to(leaf.dtype) for key, leaf in start.items()}
+
+
 def quality_of(
     field: Callable[[Params, torch.Tensor], torch.Tensor],
     params: Params,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,22 +21,29 @@ from fedfields.metrics import psnr, ssim
 from fedfields.optim import Adam
 from fedfields.perceptual import Lpips, load_lpips
 from fedfields.privacy import Surrogate
+from fedfields.rendering.cameras import Camera
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import given_away, mean
+from fedfields.runtime.evaluation import given_away, in_transit, mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.start import settings_of, shared_by, start_of
 from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.scene import Place
-from fedfields.scenes.tour import publish
+from fedfields.scenes.tour import load_tour, publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
+from fedfields.scenes.visitors import Occluded
 from fedfields.seeds import generator
 from fedfields.types import Advance, Batch, Client, Params, Task
 
+T = TypeVar("T")
+
 SHOWN = 6
-"""Rows of a contact sheet."""
+"""Test photographs, or owners, on a contact sheet."""
+
+ORBIT_FRAMES, ORBIT_PIXELS = 36, 160
+"""Of the film around a place: its frames, and the most pixels along an edge."""
 
 EARLY_VIEWS = 5
 """Test photographs rendered in the evaluations before the last one."""
@@ -131,13 +139,14 @@ class PlaceSetup(NamedTuple):
         """The uploads after a round, where it is known what they should not show; a place has no other audit yet."""
         if not self.federation.occluded:
             return uploads
-        return Uploads(uploads.last | given_away(self.experiment.strategy, step), {})
+        return Uploads(uploads.last | given_away(self.experiment.strategy, step), {}, in_transit(step))
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
         """Nothing is kept for an audit."""
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
-        """A contact sheet of test photographs: truth, colour and depth."""
+        """A contact sheet of test photographs: truth, colour and depth; and, where it is known what owners'
+        photographs should not show, what became of it."""
         see = Viewer(self.context.loss, current.state.params, self.experiment.seed)
         rows: dict[str, list[Cell | None]] = {}
         for photo in thinned(self.federation.tests, SHOWN):
@@ -152,7 +161,9 @@ class PlaceSetup(NamedTuple):
             title += "; appearance fitted to the left half, scored on the right"
         if rows:
             save_sheet(folder / "images", "place", title, ["truth", "field", "depth"], rows)
-        self._draw_content(folder, see, current.uploads)
+        if self.federation.occluded:
+            self._draw_content(folder / "images", see, current.uploads)
+            self._draw_orbit(folder, see)
 
     def _content(self, uploads: Uploads) -> dict:
         """What the server can see of the people in the owners' photographs, once somebody has sent something."""
@@ -177,23 +188,50 @@ class PlaceSetup(NamedTuple):
     def _whose(self) -> str:
         return "sum" if self.context.method.sums else "upload"
 
-    def _draw_content(self, folder: Path, see: Viewer, uploads: Uploads) -> None:
-        """A contact sheet of owners' photographs and what stands in their place elsewhere."""
-        rows: dict[str, list[Cell | None]] = {}
-        for i, server in list(self._seen_of(uploads).items())[:SHOWN]:
-            shot = max(self.federation.occluded[i], key=lambda one: int(one.mask.sum()))
-            rays, shape = photo_rays(shot.photo.pose, shot.photo.camera), shot.clean.shape
-            one = content_of(server.colours, [shot])
-            rows[self.federation.clients[i].name] = [
-                Cell(shot.photo.colours.float() / 255),
-                Cell(see.colours(rays).reshape(shape)),
-                Cell(shot.clean.float() / 255),
-                Cell(server.colours(rays).reshape(shape), "" if one is None else f"leak {one.leak:.2f}"),
-            ]
-        if rows:
-            what = f"the last {'secure sum' if self._whose == 'sum' else 'upload'}"
-            title = f"People in owners' photographs, and what the server can render of {what}"
-            save_sheet(folder / "images", "content", title, ["photograph", "shared", "truth", "server"], rows)
+    def _draw_content(self, images: Path, see: Viewer, uploads: Uploads) -> None:
+        """A contact sheet with a column for each of some owners: before, after, the truth, what the server has."""
+        seen = thinned(tuple(self._seen_of(uploads).items()), SHOWN)
+        named = {"sum": "the server's secure sum", "upload": "the owner's last upload"}[self._whose]
+        columns = [self._column(i, see, server) for i, server in seen]
+        names = ["before: a photograph", "after: the shared field", "the truth", named]
+        rows: dict[str, list[Cell | None]] = {
+            name: list(cells) for name, cells in zip(names, zip(*columns, strict=True), strict=False)
+        }
+        if uploads.masked is not None:
+            owner, weights = uploads.masked
+            view = self._most_hidden(owner).photo
+            noise = Viewer(self.context.loss, weights, self.experiment.seed).picture(view.pose, view.camera)
+            rows["one upload on its way"] = [Cell(noise, "masked") if i == owner else None for i, _ in seen]
+        if seen:
+            title = "Some owners, each at the camera before which people hide most"
+            save_sheet(images, "content", title, [self.federation.clients[i].name for i, _ in seen], rows)
+
+    def _column(self, owner: int, see: Viewer, server: Viewer) -> list[Cell]:
+        """What an owner's camera saw, and what is rendered in its place."""
+        shot = self._most_hidden(owner)
+        view, clean, content = (
+            (shot.photo.pose, shot.photo.camera),
+            shot.clean / 255,
+            content_of(server.colours, [shot]),
+        )
+        shared = see.picture(*view)
+        return [
+            Cell(shot.photo.colours / 255),
+            Cell(shared, f"{psnr(shared, clean):.1f} dB"),
+            Cell(clean),
+            Cell(server.picture(*view), "" if content is None else f"leak {content.leak:.2f}"),
+        ]
+
+    def _most_hidden(self, owner: int) -> Occluded:
+        """The owner's photograph of which people cover most."""
+        return max(self.federation.occluded[owner], key=lambda one: int(one.mask.sum()))
+
+    def _draw_orbit(self, folder: Path, see: Viewer) -> None:
+        """A film around the shared field, at up to twice the size of the photographs."""
+        tour, first = load_tour(folder / "tour.json"), self.federation.occluded[0][0].photo.camera
+        camera = tour.camera(min(ORBIT_PIXELS, 2 * max(first.width, first.height)))
+        film = torch.stack([see.picture(pose, camera) for pose in tour.orbit(ORBIT_FRAMES)])
+        save_sheet(folder / "images", "orbit", "Around the shared field", [""], {"": [Cell(film)]})
 
     @property
     def _appearance(self) -> int:
@@ -283,6 +321,10 @@ class Viewer:
         """The colours ``[R, 3]`` alone."""
         return self(rays).colour
 
+    def picture(self, pose: Tensor, camera: Camera) -> Tensor:
+        """The colours ``[H, W, 3]`` that a camera sees, not clamped."""
+        return self.colours(photo_rays(pose, camera)).reshape(camera.height, camera.width, 3)
+
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
         """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
         task = Task(signal, signal)
@@ -296,9 +338,9 @@ class Viewer:
         return adapt(own, task, loss, FITTING, random)[CODES]
 
 
-def thinned(photos: tuple[Photo, ...], most: int) -> tuple[Photo, ...]:
-    """Every n-th photograph, so that there are at most ``most``."""
-    return photos[:: max(1, -(-len(photos) // most))]
+def thinned(items: Sequence[T], most: int) -> Sequence[T]:
+    """Every n-th of them, such as photographs, so that there are at most ``most``."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def depth_picture(shown: Marched) -> Tensor:
