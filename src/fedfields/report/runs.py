@@ -19,6 +19,7 @@ FLOORS = {
     "constant": "best constant image",
     "affine_public": "affine fit of the public model",
     "mean_of_others": "mean of other owners' pictures",
+    "public": "render of the public model",
 }
 """What can be guessed without any upload; leakage is measured from the first that is known."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedfields.adaptation import Adaptation, adapt
+from fedfields.audit import Observation
 from fedfields.audit.content import content_of, over_owners
 from fedfields.config import Experiment
 from fedfields.errors import UserError
@@ -23,15 +24,18 @@ from fedfields.privacy import Surrogate
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import given_away, mean
+from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.seen import keep, observations, remembered
 from fedfields.runtime.start import settings_of, shared_by, start_of
 from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.scene import Place
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
+from fedfields.scenes.visitors import Occluded
 from fedfields.seeds import generator
+from fedfields.store import discard
 from fedfields.types import Advance, Batch, Client, Params, Task
 
 SHOWN = 6
@@ -128,13 +132,19 @@ class PlaceSetup(NamedTuple):
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures} | content
 
     def remember(self, uploads: Uploads, step: Round) -> Uploads:
-        """The uploads after a round, where it is known what they should not show; a place has no other audit yet."""
-        if not self.federation.occluded:
-            return uploads
-        return Uploads(uploads.last | given_away(self.experiment.strategy, step), {})
+        """The uploads after a round; an owner who trains alone shows them to nobody."""
+        return uploads if self._alone else remembered(uploads, self.experiment.strategy, step)
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
-        """Nothing is kept for an audit."""
+        """Keeps what the server saw in this round for a full audit, in place of all rounds but the first: a place's
+        weights are large."""
+        keep(folder, self.seen(current.uploads), current.state.round)
+        for old in sorted((folder / "observations").glob("round-*.safetensors"))[1:-1]:
+            discard(old)
+
+    def seen(self, uploads: Uploads) -> list[Observation]:
+        """What the server last saw of every owner, or of those in one secure sum."""
+        return observations(self.federation.clients, self.context.method, uploads)
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
         """A contact sheet of test photographs: truth, colour and depth."""
@@ -173,6 +183,18 @@ class PlaceSetup(NamedTuple):
             found[i] = viewers[key]
         return found
 
+    def most_telling(self, client: str) -> Occluded:
+        """The photograph of an owner in which people cover most; the first, with an empty mask, if nobody knows."""
+        names = [one.name for one in self.federation.clients]
+        if self.federation.occluded:
+            return max(self.federation.occluded[names.index(client)], key=lambda one: int(one.mask.sum()))
+        photo = photos_of([self.federation.clients[names.index(client)]])[0]
+        return Occluded(photo, photo.colours, torch.zeros(photo.colours.shape[:2], dtype=torch.bool))
+
+    @property
+    def _alone(self) -> bool:
+        return len(self.federation.clients) == 1
+
     @property
     def _whose(self) -> str:
         return "sum" if self.context.method.sums else "upload"
@@ -181,7 +203,7 @@ class PlaceSetup(NamedTuple):
         """A contact sheet of owners' photographs and what stands in their place elsewhere."""
         rows: dict[str, list[Cell | None]] = {}
         for i, server in list(self._seen_of(uploads).items())[:SHOWN]:
-            shot = max(self.federation.occluded[i], key=lambda one: int(one.mask.sum()))
+            shot = self.most_telling(self.federation.clients[i].name)
             rays, shape = photo_rays(shot.photo.pose, shot.photo.camera), shot.clean.shape
             one = content_of(server.colours, [shot])
             rows[self.federation.clients[i].name] = [
@@ -284,9 +306,12 @@ class Viewer:
         return self(rays).colour
 
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
-        """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
+        """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels.
+
+        Nothing but the code is fitted: a test photograph has no own part.
+        """
         task = Task(signal, signal)
-        own = self._loss.own(Client("photograph", (task,)), random)
+        own = {CODES: self._loss.own(Client("photograph", (task,)), random)[CODES]}
         if not len(signal):
             return own[CODES]
 

@@ -133,9 +133,7 @@ class Scene:
         clients = 1 if self.partition == "photographer" else self.clients
         if photos < clients + self.public:
             public = f" and {self.public} public ones; lower --public" if self.public else ""
-            raise UserError(
-                f"{self.path} has {photos} training photographs, too few for {clients} clients{public}"
-            )
+            raise UserError(f"{self.path} has {photos} training photographs, too few for {clients} clients{public}")
 
     def _shares(self, photos: Sequence[Photo], capture: Capture) -> list[list[Photo]]:
         """The photographs of each client."""
