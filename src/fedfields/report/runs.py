@@ -187,6 +187,13 @@ class Run:
         return dict(sorted((audited or quick).items(), key=lambda pair: rank(pair[1].psnr), reverse=True))
 
     @property
+    def people(self) -> dict[str, Mapping[str, Any]]:
+        """By attack, and for the public model: what the audit saw of people in front of a place; empty if unknown."""
+        found = mapping(self.audit.get("people"))
+        shown = {**mapping(found.get("attacks")), "public": found.get("public")}
+        return {name: mapping(one) for name, one in shown.items() if one}
+
+    @property
     def audited(self) -> bool:
         """Whether ``fedfields audit`` ran."""
         return bool(mapping(self.audit.get("attacks")))

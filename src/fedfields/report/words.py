@@ -190,6 +190,7 @@ def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
         _seeded(run),
         _hidden(run),
         _faces(run),
+        clean(run.audit.get("not_covered") or "", 400),
     ]
     if run.damaged:
         found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")
@@ -270,6 +271,11 @@ def _hidden(run: Run) -> str:
     """What the figures about privacy are on where single reports are masked."""
     if not run.summed or not run.worst:
         return ""
+    if run.place:
+        return (
+            "Reports were summed in secret: of a single one the server has random numbers. Attacks are on what it does "
+            "have, the mean of a round's uploads, and are measured against a photograph of each owner in it."
+        )
     return (
         "Reports were summed in secret: of a single one the server has random numbers. PSNR_p and attacks are on what "
         "it does have, the mean of a round's uploads, and are measured against the picture of each owner in it."
