@@ -244,7 +244,9 @@ def show_audit(result: Mapping[str, Any]) -> None:
     """Every attack next to the floors."""
     summed = result.get("summed") or 1
     what = "one upload" if summed == 1 else f"the secure sum of {summed} uploads"
-    console.print(_audit_table(result, f"What the attacks recover from {what} (mean PSNR in dB over the audited clients)"))
+    console.print(
+        _audit_table(result, f"What the attacks recover from {what} (mean PSNR in dB over the audited clients)")
+    )
     worst = result.get("worst") or {}
     console.print(
         f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: "
@@ -252,13 +254,13 @@ def show_audit(result: Mapping[str, Any]) -> None:
     )
     if people := result.get("people"):
         console.print(
-            "people leak: how much of the people in front is shown, from 0 to 1, and more if it goes too far; PSNR there: "
-            f"against the photographs where they stand; {_number(people['public']['floor'])} dB without them.",
+            "people leak: how much of the people in front is shown, from 0 to 1, and more if it goes too far; PSNR "
+            f"there: against the photographs where they stand; {_number(people['public']['floor'])} dB without them.",
             style="dim",
         )
-    if uncovered := result.get("not_covered"):
-        console.print(escape(uncovered), style="dim")
-    elif summed > 1 and "newton_unknown" not in (result.get("attacks") or {}):
+    for note in result.get("notes") or []:
+        console.print(escape(note), style="dim")
+    if summed > 1 and not result.get("notes") and "newton_unknown" not in (result.get("attacks") or {}):
         console.print(
             f"the sum was only looked at; --summed {summed} also inverts it, which takes {summed} times as long"
         )

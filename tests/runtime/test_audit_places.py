@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fedfields.audit import AuditSettings, load_observations
+from fedfields.audit import AuditSettings, load_observations, people
 from fedfields.audit.content import content_of
 from fedfields.cli import main
 from fedfields.errors import UserError
@@ -75,6 +75,16 @@ def test_terminal_pictures_and_page_tell_of_it(summed, capsys):  # noqa: F811
     for words in ("render of the public model", "extrapolated change of the render", "Not tried", "People leak"):
         assert words in page, words
     assert "has not been measured" not in page
+
+
+@pytest.mark.parametrize("installed, words", [(False, 'pip install "fedfields[people]"'), (True, "finds none")])
+def test_where_no_face_can_be_looked_for_a_line_says_so(summed, monkeypatch, installed, words):  # noqa: F811
+    """Figures of capsules and spheres have no face for a detector."""
+    if installed and not people.available():
+        pytest.skip("needs fedfields[people]")
+    monkeypatch.setattr(people, "available", lambda: installed)
+    content = audit_run(summed, AuditSettings(rounds=1, clients=1))
+    assert words in content["notes"][-1] and "faces" not in content
 
 
 def test_uploads_of_single_owners_and_frozen_factors(capture, tmp_path):  # noqa: F811

@@ -197,7 +197,9 @@ def attacks(runs: Sequence[Run]) -> str:
 
 def _of_one(run: Run) -> str:
     rows = [[*_attack(run, name, attack), *_people(run, name)] for name, attack in run.attacks.items()]
-    floors = [[text, db(run.floor(name)), "", "", "needs no upload", *_people(run, name)] for name, text in _floors([run])]
+    floors = [
+        [text, db(run.floor(name)), "", "", "needs no upload", *_people(run, name)] for name, text in _floors([run])
+    ]
     head = ["Attack", "#Mean", "#Over floor", "#Hardest-hit owner", "Kind"]
     return table(head + (["#People leak", "#PSNR there"] if run.people else []), rows + floors)
 

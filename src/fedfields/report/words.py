@@ -190,7 +190,7 @@ def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
         _seeded(run),
         _hidden(run),
         _faces(run),
-        clean(run.audit.get("not_covered") or "", 400),
+        *(clean(text, 400) for text in items(run.audit.get("notes"))[:5]),
     ]
     if run.damaged:
         found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")

@@ -23,6 +23,9 @@ from fedfields.scenes.visitors import Occluded, rays_of
 from fedfields.store import write_json
 from fedfields.types import Advance, Params
 
+_CLOSER = 1280
+"""Pixels along the longer side of photographs of a place before a detector looks for faces: they are small there."""
+
 
 class Audited(NamedTuple):
     """What was recovered in one round.
@@ -95,12 +98,21 @@ def _content(found: list[Audited], worst: Audited, place: bool) -> dict[str, Any
             for one in found
         },
     }
-    content |= _people(worst.people)
-    if place:
-        content["not_covered"] = places.NOT_COVERED
-    if faces := _faces(worst.result, side=1280 if place else 512):
-        content["faces"] = faces
-    return content
+    faces = _faces(worst.result, _CLOSER if place else 512)
+    content |= _people(worst.people) | ({"faces": faces} if faces else {})
+    return content | ({"notes": [places.NOT_COVERED, *_unseen(faces)]} if place else {})
+
+
+def _unseen(faces: Mapping[str, Any]) -> list[str]:
+    """Why nothing is said of faces."""
+    if faces:
+        return []
+    if not people.available():
+        return [f"Faces were not looked for; that needs a detector: {people.INSTALL}"]
+    return [
+        "The face detector finds none in the owners' photographs themselves, in the size that they were trained with: "
+        "it cannot tell what the server sees of them."
+    ]
 
 
 def _of_tasks(
