@@ -42,11 +42,6 @@ class Audited(NamedTuple):
     summed: int
     people: Mapping[str, Mapping[str, Content]]
 
-    @property
-    def gain(self) -> float:
-        """What the worst attack recovered; of a place, beyond what everybody can see of it."""
-        return self.result.leak["worst"] - self.result.floor.get("public", 0.0)
-
 
 def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = None) -> dict:
     """Attacks the uploads that a run kept, writes ``audit.json`` and the pictures; returns the content of the file.
@@ -72,7 +67,7 @@ def audit_run(folder: Path, settings: AuditSettings, advance: Advance | None = N
             seen = [one for one in load_observations(file) if set(one.clients) <= known]
             attack = _of_place if isinstance(setup, PlaceSetup) else _of_tasks
             found.append(attack(setup, seen, turn, settings, advance))  # pyright: ignore[reportArgumentType]
-    worst = max(found, key=lambda one: one.gain)
+    worst = max(found, key=lambda one: one.result.leak["worst"])
     columns, rows = worst.result.sheet(SHOWN)
     what = "one upload" if worst.summed == 1 else f"the sum of {worst.summed} uploads"
     title = f"What the server reconstructs from {what} of round {worst.round}"
