@@ -41,19 +41,20 @@ class Renders(NamedTuple):
     Attributes:
         public: ``[n, 3]``, of the weights that it sent.
         upload: ``[n, 3]``, of the upload or the mean of a sum.
-        scaled: ``[n, 3]``, of the sum's step times the number of its owners: of one owner's upload, had the others
-            sent back what they got.
         far: ``[F, n, 3]``, of weights on the line through both, beyond the upload.
+        scaled: ``[n, 3]``, of the sum's step times the number of its owners: of one owner's upload, had the others
+            sent back what they got; None of a single upload.
     """
 
     public: Tensor
     upload: Tensor
-    scaled: Tensor
     far: Tensor
+    scaled: Tensor | None = None
 
     def at(self, pixels: Tensor | slice) -> Renders:
         """The same in some pixels, or in those of a mask ``[n]``."""
-        return Renders(self.public[pixels], self.upload[pixels], self.scaled[pixels], self.far[:, pixels])
+        scaled = None if self.scaled is None else self.scaled[pixels]
+        return Renders(self.public[pixels], self.upload[pixels], self.far[:, pixels], scaled)
 
     def split(self, counts: Sequence[int]) -> list[Renders]:
         """The renders of several photographs with so many pixels, one by one."""
@@ -69,17 +70,17 @@ def rendered(see: See, one: Observation, rays: Rays) -> Renders:
         return see(tree.add(one.start, step, factor), rays).nan_to_num(0.5).clamp(0, 1)
 
     public, upload = (see(weights, rays).nan_to_num(0.5).clamp(0, 1) for weights in (one.start, one.upload))
-    return Renders(public, upload, at(count) if count > 1 else upload, torch.stack([at(factor) for factor in FACTORS]))
+    return Renders(public, upload, torch.stack([at(factor) for factor in FACTORS]), at(count) if count > 1 else None)
 
 
 def realisable(seen: Renders) -> dict[str, Tensor]:
     """Pictures ``[n, 3]`` that a server gets without knowing the photograph."""
     step = seen.upload - seen.public
-    return {
+    found = {
         "direct": seen.upload,
-        "scaled": seen.scaled,
         "picture": (seen.public + farthest(seen.public, step) * step).clamp(0, 1),
     }
+    return found if seen.scaled is None else found | {"scaled": seen.scaled}
 
 
 def lucky(seen: Renders, truth: Tensor) -> dict[str, Tensor]:
@@ -88,7 +89,7 @@ def lucky(seen: Renders, truth: Tensor) -> dict[str, Tensor]:
     factor = ((truth - seen.public) * step).sum() / step.square().sum().clamp_min(1e-30)
     return {
         "picture_best": (seen.public + factor * step).clamp(0, 1),
-        "extrapolation": nearest([seen.upload, seen.scaled, *seen.far], truth),
+        "extrapolation": nearest([seen.upload, *seen.far, *([] if seen.scaled is None else [seen.scaled])], truth),
     }
 
 
