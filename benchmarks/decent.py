@@ -38,10 +38,10 @@ from fedfields.report.figures import DECIBELS, Line, over_rounds
 from fedfields.report.text import operations
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.cost import flops
-from fedfields.runtime.evaluation import given_away
 from fedfields.runtime.inprocess import Round, run_rounds
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import clean, set_up
+from fedfields.runtime.seen import given_away
 from fedfields.scenes.scene import Scene
 from fedfields.store import write_json
 from fedfields.types import Report

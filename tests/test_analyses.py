@@ -10,10 +10,10 @@ import torch
 from decent import CASES, Case, as_summed, averaged, costs, draw, finished, measure, share, variants
 
 from fedfields.federation import start_server
-from fedfields.runtime.evaluation import given_away
 from fedfields.runtime.inprocess import run_rounds
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import run, set_up
+from fedfields.runtime.seen import given_away
 from fedfields.scenes.scene import Scene
 from fedfields.strategies import Learned
 from tests.runtime.test_monument import experiment

@@ -13,7 +13,8 @@ class AuditSettings:
     """How many of the observed rounds are attacked: the first, the last, and others evenly between."""
 
     clients: int = 2
-    """Clients of a round under the expensive attacks (gradient matching); read-outs see all of them."""
+    """Clients of a round under the expensive attacks (gradient matching); read-outs see all of them. Of a place, the
+    owners that are attacked."""
 
     matching_steps: int = 300
     """Adam steps of gradient matching; a quarter of them to choose among four starts."""

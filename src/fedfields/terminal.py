@@ -244,29 +244,51 @@ def show_audit(result: Mapping[str, Any]) -> None:
     """Every attack next to the floors."""
     summed = result.get("summed") or 1
     what = "one upload" if summed == 1 else f"the secure sum of {summed} uploads"
-    table = Table(title=f"What the attacks recover from {what} (mean PSNR in dB over the audited clients)")
-    for name in ("attack", "PSNR", "kind"):
-        table.add_column(name, justify="right" if name == "PSNR" else "left")
-    for name, value in (result.get("floor") or {}).items():
-        table.add_row(f"floor: {escape(name.replace('_', ' '))}", _number(value), "no upload needed")
-    attacks = sorted((result.get("attacks") or {}).items(), key=lambda item: -(item[1]["psnr"] or -math.inf))
-    for name, attack in attacks:
-        helped = "the truth" if attack.get("oracle") else "the pixel draws" if attack.get("helped") else ""
-        kind = f"knows {helped}: an upper bound" if helped else "a real attack"
-        table.add_row(escape(attack_name(name)), _number(attack["psnr"]), kind)
-    console.print(table)
+    console.print(
+        _audit_table(result, f"What the attacks recover from {what} (mean PSNR in dB over the audited clients)")
+    )
     worst = result.get("worst") or {}
     console.print(
         f"worst: {escape(attack_name(str(worst.get('attack'))))}; the best for each owner: "
         f"{_number(worst.get('psnr'))} dB, by real attacks {_number(result.get('worst_real'))} dB"
     )
-    if summed > 1 and "newton_unknown" not in (result.get("attacks") or {}):
+    if people := result.get("people"):
+        console.print(
+            "people leak: how much of the people in front is shown, from 0 to 1, and more if it goes too far; PSNR "
+            f"there: against the photographs where they stand; {_number(people['public']['floor'])} dB without them.",
+            style="dim",
+        )
+    for note in result.get("notes") or []:
+        console.print(escape(note), style="dim")
+    if summed > 1 and not result.get("notes") and "newton_unknown" not in (result.get("attacks") or {}):
         console.print(
             f"the sum was only looked at; --summed {summed} also inverts it, which takes {summed} times as long"
         )
     if faces := result.get("faces"):
         found = ", ".join(f"{escape(name.replace('_', ' '))} {one['per_hundred']:.0f}" for name, one in faces.items())
         console.print(f"faces found in a hundred pictures: {found}")
+
+
+def _audit_table(result: Mapping[str, Any], title: str) -> Table:
+    """Floors and attacks, the strongest first; with what they show of people, where that is known."""
+    people = result.get("people") or {}
+    shown = {"public": people.get("public")} | (people.get("attacks") or {})
+
+    def leak(name: str) -> list[str]:
+        one = shown.get(name) or {}
+        return [_number(one.get("leak"), 2), _number(one.get("psnr"))] if people else []
+
+    table = Table(title=title)
+    for name in ("attack", "PSNR", *(("people leak", "PSNR there") if people else ()), "kind"):
+        table.add_column(name, justify="left" if name in ("attack", "kind") else "right")
+    for name, value in (result.get("floor") or {}).items():
+        table.add_row(f"floor: {escape(name.replace('_', ' '))}", _number(value), *leak(name), "no upload needed")
+    attacks = sorted((result.get("attacks") or {}).items(), key=lambda item: -(item[1]["psnr"] or -math.inf))
+    for name, attack in attacks:
+        helped = "the truth" if attack.get("oracle") else "the pixel draws" if attack.get("helped") else ""
+        kind = f"knows {helped}: an upper bound" if helped else "a real attack"
+        table.add_row(escape(attack_name(name)), _number(attack["psnr"]), *leak(name), kind)
+    return table
 
 
 def show_placement(placement: Any) -> None:

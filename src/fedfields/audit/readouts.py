@@ -82,8 +82,8 @@ def quick_readouts(loss: VisibleLoss, start: Params, upload: Params, inputs: Any
     with torch.no_grad():
         update = tree.sub(upload, start)
         far = [loss.show(tree.add(start, update, factor), inputs) for factor in FACTORS]
-    found["extrapolation"] = Readout(_nearest(far, truth), True)
-    found["extrapolation_affine"] = Readout(_nearest([affine(one, truth) for one in far], truth), True)
+    found["extrapolation"] = Readout(nearest(far, truth), True)
+    found["extrapolation_affine"] = Readout(nearest([affine(one, truth) for one in far], truth), True)
     return found
 
 
@@ -104,7 +104,7 @@ def ntk_readout(loss: VisibleLoss, start: Params, upload: Params, inputs: Any, t
         conjugate_gradients(lambda v, mu=damping * diagonal: product(v) + mu * v, rhs, 40) for damping in DAMPING
     ]
     fits = [affine(solution, truth) for solution in solutions]
-    return Readout(_nearest(fits, truth), True), solutions[1]
+    return Readout(nearest(fits, truth), True), solutions[1]
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], rhs: Tensor, steps: int) -> Tensor:
@@ -156,6 +156,6 @@ def regress(pictures: list[Tensor], truth: Tensor) -> Tensor:
     return mean + fit.to(truth.dtype)
 
 
-def _nearest(pictures: list[Tensor], truth: Tensor) -> Tensor:
+def nearest(pictures: list[Tensor], truth: Tensor) -> Tensor:
     """The picture nearest to the truth after clamping: the attacker's luckiest choice."""
     return min(pictures, key=lambda one: float((one.nan_to_num().clamp(0, 1) - truth).square().mean()))

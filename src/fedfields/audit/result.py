@@ -14,7 +14,11 @@ from fedfields.gallery import Cell
 from fedfields.metrics import psnr
 
 SHOWN_FIRST = (
+    "public",
     "direct",
+    "scaled",
+    "picture",
+    "picture_best",
     "difference",
     "jacobian",
     "ntk",
@@ -25,7 +29,7 @@ SHOWN_FIRST = (
     "polished_unknown",
     "polished_known",
 )
-"""Columns of the contact sheet, as far as they were tried."""
+"""Columns of the contact sheet, as far as there are pictures: "public" is a floor, the others were tried."""
 
 QUICK = ("direct", "affine", "difference", "two_regressors", "jacobian", "extrapolation", "extrapolation_affine")
 """The render family."""
@@ -52,6 +56,7 @@ class AuditResult:
     def enter_floor(self, name: str, client: str, values: Tensor, truth: Tensor) -> None:
         """Adds what could be had of one client without its upload."""
         self.floors.setdefault(name, {})[client] = psnr(values.reshape(truth.shape), truth)
+        self.pictures.setdefault(name, {})[client] = values.reshape(truth.shape)
 
     @property
     def worst(self) -> dict[str, float]:
@@ -92,13 +97,14 @@ class AuditResult:
 
     def sheet(self, rows: int) -> tuple[list[str], dict[str, list[Cell | None]]]:
         """Columns and rows of a contact sheet: the truth and what each attack recovered."""
-        attacks = [name for name in SHOWN_FIRST if name in self.figures]
+        known = self.floors | self.figures
+        attacks = [name for name in SHOWN_FIRST if name in known]
         table: dict[str, list[Cell | None]] = {}
         for client, truth in list(self.pictures.get("truth", {}).items())[:rows]:
             cells: list[Cell | None] = [Cell(truth)]
             for name in attacks:
                 recovered = self.pictures[name].get(client)
-                label = f"{self.figures[name].get(client, math.nan):.1f} dB"
+                label = f"{known[name].get(client, math.nan):.1f} dB"
                 cells.append(None if recovered is None else Cell(recovered, label))
             table[client] = cells
         return ["truth", *(name.replace("_", " ") for name in attacks)], table

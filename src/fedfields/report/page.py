@@ -142,7 +142,8 @@ def _guide(runs: Sequence[Run]) -> str:
     if all(run.served for run in runs):
         terms = SERVED | {"Epsilon": GUIDE["Epsilon"]}
     elif all(run.place for run in runs):
-        terms = {term: text for term, text in terms.items() if term in PLACES or term in ALWAYS}
+        known = {*PLACES, *ALWAYS} | ({"Floor", "Worst attack"} if any(run.audited for run in runs) else set())
+        terms = {term: text for term, text in terms.items() if term in known}
     elif not any(run.place for run in runs):
         terms = GUIDE
     items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in terms.items())

@@ -19,6 +19,7 @@ FLOORS = {
     "constant": "best constant image",
     "affine_public": "affine fit of the public model",
     "mean_of_others": "mean of other owners' pictures",
+    "public": "render of the public model",
 }
 """What can be guessed without any upload; leakage is measured from the first that is known."""
 
@@ -184,6 +185,13 @@ class Run:
         quick = {name: Attack(number(value)) for name, value in mapping(self.latest("leak")).items()}
         quick.pop("worst", None)
         return dict(sorted((audited or quick).items(), key=lambda pair: rank(pair[1].psnr), reverse=True))
+
+    @property
+    def people(self) -> dict[str, Mapping[str, Any]]:
+        """By attack, and for the public model: what the audit saw of people in front of a place; empty if unknown."""
+        found = mapping(self.audit.get("people"))
+        shown = {**mapping(found.get("attacks")), "public": found.get("public")}
+        return {name: mapping(one) for name, one in shown.items() if one}
 
     @property
     def audited(self) -> bool:

@@ -196,9 +196,18 @@ def attacks(runs: Sequence[Run]) -> str:
 
 
 def _of_one(run: Run) -> str:
-    rows = [_attack(run, name, attack) for name, attack in run.attacks.items()]
-    floors = [[text, db(run.floor(name)), "", "", "needs no upload"] for name, text in _floors([run])]
-    return table(["Attack", "#Mean", "#Over floor", "#Hardest-hit owner", "Kind"], rows + floors)
+    rows = [[*_attack(run, name, attack), *_people(run, name)] for name, attack in run.attacks.items()]
+    floors = [
+        [text, db(run.floor(name)), "", "", "needs no upload", *_people(run, name)] for name, text in _floors([run])
+    ]
+    head = ["Attack", "#Mean", "#Over floor", "#Hardest-hit owner", "Kind"]
+    return table(head + (["#People leak", "#PSNR there"] if run.people else []), rows + floors)
+
+
+def _people(run: Run, name: str) -> list[str]:
+    """What an attack, or the public model, shows of people in front of a place; nothing where nobody knows."""
+    one = run.people.get(name, {})
+    return [_figure(number(one.get("leak")), 2), db(number(one.get("psnr")))] if run.people else []
 
 
 def _floors(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -21,6 +21,9 @@ ATTACKS = {
     "affine": "affine fit of the render",
     "difference": "affine fit of the render's change",
     "extrapolation": "render of the extrapolated update",
+    "scaled": "render of the update times the owners in the sum",
+    "picture": "extrapolated change of the render",
+    "picture_best": "extrapolated change of the render, best factor",
     "extrapolation_affine": "affine fit of the extrapolated update",
     "two_regressors": "fit by the renders before and after",
     "jacobian": "affine fit of the Jacobian image",
@@ -201,6 +204,7 @@ def notices(run: Run, baseline: Run | None, steps: int | None) -> list[str]:
         _seeded(run),
         _hidden(run),
         _faces(run),
+        *(clean(text, 400) for text in items(run.audit.get("notes"))[:5]),
     ]
     if run.damaged:
         found.append(f"Left out: {plural(run.damaged, 'line')} of metrics.jsonl that could not be read.")
@@ -281,6 +285,11 @@ def _hidden(run: Run) -> str:
     """What the figures about privacy are on where single reports are masked."""
     if not run.summed or not run.worst:
         return ""
+    if run.place:
+        return (
+            "Reports were summed in secret: of a single one the server has random numbers. Attacks are on what it does "
+            "have, the mean of a round's uploads, and are measured against a photograph of each owner in it."
+        )
     return (
         "Reports were summed in secret: of a single one the server has random numbers. PSNR_p and attacks are on what "
         "it does have, the mean of a round's uploads, and are measured against the picture of each owner in it."

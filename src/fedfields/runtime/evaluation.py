@@ -12,10 +12,9 @@ from fedfields.adaptation import Adaptation, adapting
 from fedfields.federation import Method
 from fedfields.losses import FieldLoss, render
 from fedfields.metrics import psnr, ssim
-from fedfields.runtime.inprocess import Context, Round
+from fedfields.runtime.inprocess import Context
 from fedfields.runtime.pool import Failed, Pool
 from fedfields.seeds import generator
-from fedfields.strategies import Strategy
 from fedfields.types import Client, Loss, Params, Signal, Task, Visible, VisibleLoss
 
 Curve = dict[str, float]
@@ -79,29 +78,6 @@ def mean(values: Iterable[float]) -> float:
     """Mean; NaN if there are no values."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else math.nan
-
-
-def given_away(strategy: Strategy, step: Round) -> dict[int, tuple[int, Params]]:
-    """By client, the round and the weights that its report gave away in it.
-
-    Of a secure sum, everybody's is the mean: what the sum gives away as if it were one report.
-    """
-    number, start = step.state.round, step.received["params"]
-    reports = {i: (step.total or reply.report, reply.steps) for i, reply in step.replies.items()}
-    return {i: (number, strategy.uploaded(start, *report)) for i, report in reports.items()}
-
-
-def in_transit(step: Round) -> tuple[int, Params] | None:
-    """One client, and its report of a secure sum as the server saw it, read as if nothing had masked it.
-
-    Its weight is masked too; it is taken for one, as for a client like the others.
-    """
-    if step.total is None or not step.replies:
-        return None
-    client = min(step.replies)
-    delta = step.replies[client].report["delta"]
-    start = step.received["params"]
-    return client, {key: leaf - delta[key].to(leaf.dtype) for key, leaf in start.items()}
 
 
 def quality_of(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedfields.adaptation import Adaptation, adapt
+from fedfields.audit import Observation
 from fedfields.audit.content import content_of, over_owners
 from fedfields.config import Experiment
 from fedfields.errors import UserError
@@ -25,9 +26,10 @@ from fedfields.rendering.cameras import Camera
 from fedfields.rendering.marching import Marched, Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import given_away, in_transit, mean
+from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.seen import in_transit, keep, observations, remembered
 from fedfields.runtime.start import settings_of, shared_by, start_of
 from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.scene import Place
@@ -35,6 +37,7 @@ from fedfields.scenes.tour import load_tour, publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
 from fedfields.scenes.visitors import Occluded
 from fedfields.seeds import generator
+from fedfields.store import discard
 from fedfields.types import Advance, Batch, Client, Params, Task
 
 T = TypeVar("T")
@@ -136,13 +139,22 @@ class PlaceSetup(NamedTuple):
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures} | content
 
     def remember(self, uploads: Uploads, step: Round) -> Uploads:
-        """The uploads after a round, where it is known what they should not show; a place has no other audit yet."""
-        if not self.federation.occluded:
+        """The uploads after a round; an owner who trains alone shows them to nobody."""
+        if self._alone:
             return uploads
-        return Uploads(uploads.last | given_away(self.experiment.strategy, step), {}, in_transit(step))
+        masked = in_transit(step) if self.federation.occluded else None
+        return remembered(uploads, self.experiment.strategy, step)._replace(masked=masked)
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
-        """Nothing is kept for an audit."""
+        """Keeps what the server saw in this round for a full audit, in place of all rounds but the first: a place's
+        weights are large."""
+        keep(folder, self.seen(current.uploads), current.state.round)
+        for old in sorted((folder / "observations").glob("round-*.safetensors"))[1:-1]:
+            discard(old)
+
+    def seen(self, uploads: Uploads) -> list[Observation]:
+        """What the server last saw of every owner, or of those in one secure sum."""
+        return observations(self.federation.clients, self.context.method, uploads)
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
         """A contact sheet of test photographs: truth, colour and depth; and, where it is known what owners'
@@ -184,6 +196,18 @@ class PlaceSetup(NamedTuple):
             found[i] = viewers[key]
         return found
 
+    def most_telling(self, client: str) -> Occluded:
+        """The photograph of an owner in which people cover most; the first, with an empty mask, if nobody knows."""
+        names = [one.name for one in self.federation.clients]
+        if self.federation.occluded:
+            return max(self.federation.occluded[names.index(client)], key=lambda one: int(one.mask.sum()))
+        photo = photos_of([self.federation.clients[names.index(client)]])[0]
+        return Occluded(photo, photo.colours, torch.zeros(photo.colours.shape[:2], dtype=torch.bool))
+
+    @property
+    def _alone(self) -> bool:
+        return len(self.federation.clients) == 1
+
     @property
     def _whose(self) -> str:
         return "sum" if self.context.method.sums else "upload"
@@ -199,7 +223,7 @@ class PlaceSetup(NamedTuple):
         }
         if uploads.masked is not None:
             owner, weights = uploads.masked
-            view = self._most_hidden(owner).photo
+            view = self.most_telling(self.federation.clients[owner].name).photo
             noise = Viewer(self.context.loss, weights, self.experiment.seed).picture(view.pose, view.camera)
             rows["one upload on its way"] = [Cell(noise, "masked") if i == owner else None for i, _ in seen]
         if seen:
@@ -208,7 +232,7 @@ class PlaceSetup(NamedTuple):
 
     def _column(self, owner: int, see: Viewer, server: Viewer) -> list[Cell]:
         """What an owner's camera saw, and what is rendered in its place."""
-        shot = self._most_hidden(owner)
+        shot = self.most_telling(self.federation.clients[owner].name)
         view, clean, content = (
             (shot.photo.pose, shot.photo.camera),
             shot.clean / 255,
@@ -221,10 +245,6 @@ class PlaceSetup(NamedTuple):
             Cell(clean),
             Cell(server.picture(*view), "" if content is None else f"leak {content.leak:.2f}"),
         ]
-
-    def _most_hidden(self, owner: int) -> Occluded:
-        """The owner's photograph of which people cover most."""
-        return max(self.federation.occluded[owner], key=lambda one: int(one.mask.sum()))
 
     def _draw_orbit(self, folder: Path, see: Viewer) -> None:
         """A film around the shared field, at up to twice the size of the photographs."""
@@ -326,9 +346,12 @@ class Viewer:
         return self.colours(photo_rays(pose, camera)).reshape(camera.height, camera.width, 3)
 
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
-        """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
+        """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels.
+
+        Nothing but the code is fitted: a test photograph has no own part.
+        """
         task = Task(signal, signal)
-        own = self._loss.own(Client("photograph", (task,)), random)
+        own = {CODES: self._loss.own(Client("photograph", (task,)), random)[CODES]}
         if not len(signal):
             return own[CODES]
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedfields.audit import AuditResult, Observation, audit, save_observations
+from fedfields.audit import AuditResult, Observation, audit
 from fedfields.config import Experiment
 from fedfields.errors import UserError
 from fedfields.federation import prepare
@@ -16,9 +16,10 @@ from fedfields.losses import FieldLoss, RadianceLoss, render
 from fedfields.metrics import psnr, ssim
 from fedfields.rendering.marching import Marching
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
-from fedfields.runtime.evaluation import evaluate, given_away, mean, seen, visible
+from fedfields.runtime.evaluation import evaluate, mean, seen, visible
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.seen import keep, observations, remembered
 from fedfields.runtime.start import settings_of
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.objects import Objects
@@ -77,11 +78,11 @@ class TaskSetup(NamedTuple):
 
     def remember(self, uploads: Uploads, step: Round) -> Uploads:
         """The uploads after a round."""
-        return _remember(self, uploads, step)
+        return remembered(uploads, self.experiment.strategy, step)
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
         """Keeps what the server saw in this round, for a full audit afterwards."""
-        _observe(self, folder, current)
+        keep(folder, _observations(self, current), current.state.round)
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
         """Contact sheets of what owners and server reconstruct."""
@@ -201,34 +202,8 @@ def cheap_audit(setup: TaskSetup, current: Checkpoint) -> AuditResult:
     )
 
 
-def _remember(setup: TaskSetup, uploads: Uploads, step: Round) -> Uploads:
-    """The uploads after a round: its own in place of older ones of the same clients."""
-    last = uploads.last | given_away(setup.experiment.strategy, step)
-    needed = {number for number, _ in last.values()}
-    broadcasts = uploads.broadcasts | {step.state.round: step.received["params"]}
-    return Uploads(last, {number: broadcasts[number] for number in sorted(needed)})
-
-
-def _observe(setup: TaskSetup, folder: Path, current: Checkpoint) -> None:
-    """Keeps what the server saw in this round, for a full audit afterwards."""
-    number = current.state.round
-    uploads = [one for one in _observations(setup, current) if one.round == number]
-    if uploads:
-        save_observations(folder / "observations" / f"round-{number:06d}.safetensors", uploads)
-
-
 def _observations(setup: TaskSetup, current: Checkpoint) -> list[Observation]:
-    """What the server last saw of every client; clients whose last reports are in the same secure sum are together."""
-    clients, uploads = setup.federation.clients, current.uploads
-    senders: dict[int, list[int]] = {}
-    for i, (number, _) in sorted(uploads.last.items()):
-        senders.setdefault(number if setup.context.method.sums else -i, []).append(i)
-    found = []
-    for together in senders.values():
-        number, weights = uploads.last[together[0]]
-        names = tuple(clients[i].name for i in together)
-        found.append(Observation(names, number, uploads.broadcasts[number], weights))
-    return found
+    return observations(setup.federation.clients, setup.context.method, current.uploads)
 
 
 def _owner_sheet(setup: TaskSetup, folder: Path, params: Params) -> None:

@@ -11,6 +11,7 @@ from fedfields.errors import UserError
 from fedfields.scenes.captures import load_capture
 from fedfields.scenes.frame import Frame, frame_of, load_frame
 from fedfields.scenes.images import printable
+from fedfields.scenes.photographers import gathered, photographer_of
 from fedfields.scenes.posed import Capture
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
 from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded
@@ -63,10 +64,12 @@ class Scene:
     """Pixels along the longer side, after resizing; 0 keeps the size of each photograph."""
 
     clients: int = 1
-    """Owners among whom the training photographs are shared out; 1 is centralised training."""
+    """Owners among whom the training photographs are shared out; 1 is centralised training. Of photographers, at most
+    so many: of more, several are one client."""
 
-    partition: Literal["interleave", "separate"] = "interleave"
-    """By the azimuth of the camera: dealt out in turn, or a sector for each client."""
+    partition: Literal["interleave", "separate", "photographer"] = "interleave"
+    """By the azimuth of the camera: dealt out in turn, or a sector for each client. Photographer: by who took them, as
+    EXIF (artist, owner, camera) or a Flickr collection's file names say; a client each where nothing is said."""
 
     frame: Path | None = None
     """The scene.json that all owners share; without it one is made from the capture."""
@@ -108,10 +111,7 @@ class Scene:
         frame = self._frame(capture)
         check_frame(self.path, capture, frame)
         train = [load_photo(view, frame, view.scale_to(self.size)) for view in capture.views if view.split == "train"]
-        if len(train) < self.clients + self.public:
-            found = f"{self.path} has {len(train)} training photographs"
-            public = f" and {self.public} public ones; lower --public" if self.public else ""
-            raise UserError(f"{found}, too few for {self.clients} clients{public}")
+        self._check_enough(len(train))
         known = frame.background == "white"
 
         def owner(name: str, photos: Sequence[Photo]) -> Client:
@@ -119,7 +119,7 @@ class Scene:
             return Client(name, (Task(signal, signal, name),))
 
         common, private = drawn(train, self.public, generator(seed, "public"))
-        shares = shared_out(private, self.clients, self.partition)
+        shares = self._shares(private, capture)
         shots = [self._visited(i, share, seed) for i, share in enumerate(shares)]
         clients = [owner(f"client-{i}", [one.photo for one in mine]) for i, mine in enumerate(shots)]
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
@@ -127,6 +127,20 @@ class Scene:
         public = owner("public", common) if common else None
         notes = capture.problems + frame_notes(self.path, capture, frame)
         return Place(tuple(clients), photos, frame, notes, public, () if self.visitors == "none" else tuple(shots))
+
+    def _check_enough(self, photos: int) -> None:
+        """Raises UserError if there are not enough training photographs."""
+        clients = 1 if self.partition == "photographer" else self.clients
+        if photos < clients + self.public:
+            public = f" and {self.public} public ones; lower --public" if self.public else ""
+            raise UserError(f"{self.path} has {photos} training photographs, too few for {clients} clients{public}")
+
+    def _shares(self, photos: Sequence[Photo], capture: Capture) -> list[list[Photo]]:
+        """The photographs of each client."""
+        if self.partition != "photographer":
+            return shared_out(photos, self.clients, self.partition)
+        views = {view.name: view for view in capture.views}
+        return gathered(photos, [photographer_of(views[photo.name]) for photo in photos], self.clients)
 
     def _frame(self, capture: Capture) -> Frame:
         """The given frame or the capture's, wider where visitors need room beside the object.
