@@ -367,6 +367,36 @@ _preset(
     "DecentNeRF (2024): the place is shared, people stay in a field of each owner's own; learned weights, secure sums",
     **_DECENT,
 )
+# What it is compared with, on the same photographs and with the same number of steps in all.
+_AVERAGED: dict[str, Any] = _DECENT | {"strategy": _DECENT["strategy"].base}
+_LONGER = dataclasses.replace(_DECENT["local"], steps=_DECENT["cohort"] * _DECENT["local"].steps)
+_ONE_CLIENT: dict[str, Any] = _DECENT | {"strategy": FedAvg(), "privacy": (), "cohort": 1}
+_preset("decentnerf-l", "DecentNeRF without learned weights, DecentNeRF(-L): averages by FedAvg", **_AVERAGED)
+_preset(
+    "fednerf-ngp",
+    "FedNeRF with the field, data and steps of decentnerf: one field for everything, uploads in the open",
+    **_AVERAGED | {"privacy": (), "personal": None},
+)
+_preset(
+    "nerf-w",
+    "NeRF-W (2021): one client has the photographs of all owners of decentnerf, and takes the steps of all",
+    **_ONE_CLIENT
+    | {
+        "data": Monument(sharing="pooled"),
+        "local": _LONGER,
+        "personal": dataclasses.replace(_DECENT["personal"], codes=8, beta=0.03, weight=0.01),
+    },
+)
+_preset(
+    "nerf-pooled",
+    "one client has the photographs of all owners of decentnerf, and one field for everything",
+    **_ONE_CLIENT | {"data": Monument(sharing="pooled"), "local": _LONGER, "personal": None},
+)
+_preset(
+    "nerf-alone",
+    "no federation: what the first owner of decentnerf gets from its own photographs, in its own steps",
+    **_ONE_CLIENT | {"data": Monument(sharing="alone"), "personal": None},
+)
 
 _ADAM = Local(steps=2, lr=3e-3, optimizer=Adam())
 _OBJECTS: dict[str, Any] = {

@@ -61,7 +61,7 @@ def test_along_a_ray_both_absorb_and_both_emit():
 
 def test_it_joins_when_a_share_of_the_run_is_over():
     late = dataclasses.replace(JOINT, personal=dataclasses.replace(SMALL, after=0.25))
-    assert late.at(0.2).own(seeded()) == {} and late.at(0.25).own(seeded()).keys() == SMALL.init(seeded()).keys()
+    assert late.at(0.2).own(3, seeded()) == {} and late.at(0.25).own(3, seeded()).keys() == SMALL.init(seeded()).keys()
     for loss in (MarchedLoss(late), RadianceLoss(late)):
         assert not loss.at(0.0).field.joined and loss.at(0.5).field.joined
     assert MarchedLoss(GRID).at(0.5).field is GRID

@@ -286,14 +286,14 @@ class Viewer:
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
         """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
         task = Task(signal, signal)
-        own = self._loss.own(Client("photograph", (task,)), random)
+        code = {CODES: self._loss.own(Client("photograph", (task,)), random)[CODES]}
         if not len(signal):
-            return own[CODES]
+            return code[CODES]
 
-        def loss(own: Params, batch: Batch) -> Tensor:
-            return self._loss(self._params | own, batch)
+        def loss(code: Params, batch: Batch) -> Tensor:
+            return self._loss(self._params | code, batch)
 
-        return adapt(own, task, loss, FITTING, random)[CODES]
+        return adapt(code, task, loss, FITTING, random)[CODES]
 
 
 def thinned(photos: tuple[Photo, ...], most: int) -> tuple[Photo, ...]:
