@@ -465,6 +465,8 @@ def _chosen(experiment: Experiment, axis: str, name: str) -> Experiment:
     if axis == "privacy":
         privacy = sorted((*experiment.privacy, member), key=lambda part: isinstance(part, SecAgg))  # It comes last.
         return dataclasses.replace(experiment, privacy=tuple(privacy))
+    if axis == "data" and isinstance(member, PlaceData) and isinstance(experiment.data, PlaceData):
+        member = dataclasses.replace(member, sharing=experiment.data.sharing)  # That is the method's, wherever it is.
     if axis == "local-optimizer":
         return dataclasses.replace(experiment, local=dataclasses.replace(experiment.local, optimizer=member))
     if axis == "adapt-optimizer":

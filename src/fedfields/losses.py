@@ -176,9 +176,9 @@ def _regularised(error: Tensor, distortion: Tensor, weight: float) -> Tensor:
 class _Watched:
     """A field with its weights that remembers what its parts were where it was asked last, and what they cost.
 
-    With an own part that is uncertain, the error of a ray is that of *NeRF in the Wild*, eq. 13, which as in nerf_pl is
-    the mean over channels: ``(C - C')^2 / (2 beta^2) + log(beta / beta_min)``. Here beta is beta_min plus the own part's
-    uncertainty, composited along the ray with its share of the weights. The constant keeps it from being negative.
+    With an own part that is uncertain, the error of a ray is that of *NeRF in the Wild*, eq. 13, of which
+    nerf_pl takes the mean over channels: ``(C - C')^2 / (2 beta^2) + log(beta / beta_min)``. Here beta is beta_min plus
+    the own part's uncertainty, composited along the ray like its colour. The constant keeps this from being negative.
     """
 
     def __init__(self, field: Any, params: Params) -> None:
@@ -191,8 +191,9 @@ class _Watched:
     def __call__(self, *at: Tensor) -> tuple[Tensor, Tensor]:
         if not self._weight and not self._floor:
             return self._field(self._params, *at)
-        self._parts = self._field.parts(self._params, *at)
-        return self._parts.density, self._parts.colour
+        parts: Parts = self._field.parts(self._params, *at)
+        self._parts = parts
+        return parts.density, parts.colour
 
     @property
     def scale(self) -> float:

@@ -122,7 +122,7 @@ def march_rays(
 
 
 def along(density: Tensor, values: Tensor, samples: Packed) -> Tensor:
-    """What values ``[M]`` at samples of this ``density [M]`` sum up to along each ray, ``[R]``, weighted like colours."""
+    """What values ``[M]`` at samples of this ``density [M]`` come to along rays, ``[R]``: weighted like colours."""
     from fedfields.kernels.packed import composite
 
     return composite(density, values[:, None].expand(-1, 3), samples).colour[:, 0]
