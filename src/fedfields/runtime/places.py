@@ -32,7 +32,7 @@ from fedfields.scenes.scene import Place
 from fedfields.scenes.tour import publish
 from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, photos_of
 from fedfields.seeds import generator
-from fedfields.types import Advance, Batch, Client, Params, Task
+from fedfields.types import Advance, Batch, Params, Task
 
 SHOWN = 6
 """Rows of a contact sheet."""
@@ -286,7 +286,7 @@ class Viewer:
     def fitted(self, signal: RaySignal, random: torch.Generator) -> Tensor:
         """The appearance code ``[1, A]`` that suits the signal of one photograph; neutral if it has no pixels."""
         task = Task(signal, signal)
-        code = {CODES: self._loss.own(Client("photograph", (task,)), random)[CODES]}
+        code = {CODES: torch.zeros(1, self._loss.field.appearance)}  # pyright: ignore[reportFunctionMemberAccess]
         if not len(signal):
             return code[CODES]
 
