@@ -85,8 +85,9 @@ class HashGrid:
         """``[N]``, per unit of distance in the cube; with ``shifts [P, width]`` the largest that any of them gives."""
         if shifts is None:
             return density_of(self.latents(params, positions)[:, 0])
-        hidden, last = self._hidden(params, positions), params["density.1.weight"][0]
-        return density_of(torch.stack([(hidden + shift).relu() @ last for shift in shifts]).amax(0))
+        last, parts = params["density.1.weight"][0], self._hidden(params, positions).split(4096)  # As a cache holds.
+        raw = [torch.stack([(part + shift).relu() @ last for shift in shifts]).amax(0) for part in parts]
+        return density_of(torch.cat(raw))
 
     def _hidden(self, params: Params, positions: Tensor) -> Tensor:
         """``[N, width]``, before the rectifier."""
