@@ -90,7 +90,7 @@ class Personal:
             params: its weights, without the prefix.
             positions: ``[N, 3]`` in the cube.
             directions: ``[N, 3]`` of length one.
-            codes: ``[N, codes]``, where it reads some.
+            codes: ``[N, codes]``, where it reads some; without them those of zeros.
         """
         latents = self.field.latents(params, positions, None if codes is None else _shift(params, codes))
         density = density_of(latents[:, 0])
