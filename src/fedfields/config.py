@@ -377,6 +377,8 @@ _preset(
     "FedNeRF with the field, data and steps of decentnerf: one field for everything, uploads in the open",
     **_AVERAGED | {"privacy": (), "personal": None},
 )
+# Its own part: on the lego scene (32 pixels, 3,000 steps in all, one seed) 13.3 dB without one, 12.5 with codes alone,
+# 13.7 with uncertainty alone, 15.7 with both, and 16.7 with both from the start, as NeRF-W has it.
 _preset(
     "nerf-w",
     "NeRF-W (2021): one client has the photographs of all owners of decentnerf, and takes the steps of all",
@@ -384,7 +386,7 @@ _preset(
     | {
         "data": Monument(sharing="pooled"),
         "local": _LONGER,
-        "personal": dataclasses.replace(_DECENT["personal"], codes=8, beta=0.03, weight=0.01),
+        "personal": dataclasses.replace(_DECENT["personal"], after=0.0, codes=8, beta=0.03, weight=0.01),
     },
 )
 _preset(
