@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedfields import tree
-from fedfields.fields.personal import Joint
+from fedfields.fields.personal import TRANSIENT, Joint, Parts
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
-from fedfields.rendering.marching import Marched, Marching, march_rays, view_rays
+from fedfields.rendering.marching import Marched, Marching, along, march_rays, view_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, march, render_pair
 from fedfields.types import Batch, Client, Params, Visible, VisibleLoss
 
@@ -56,7 +56,7 @@ class RadianceLoss:
 
     A field with a ``coarse`` half is rendered twice if the settings ask for fine samples; the errors are added. The
     distortion of the last rendering may be a further term. If the field reads appearance codes, every photograph of a
-    client has one: the client's own leaf.
+    client has one: the client's own leaf. With an own part beside it, which may be uncertain, see `_Watched`.
     """
 
     field: RadianceField
@@ -64,10 +64,14 @@ class RadianceLoss:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         watched = _Watched(self.field, params)
-        seen = self.see(params, batch.inputs, watched)
-        errors = [(shown.colour - batch.targets).square().mean() for shown in seen]
-        total = _regularised(sum(errors[1:], errors[0]), seen[-1].distortion, self.settings.distortion)
-        return total + watched.penalty()
+        *coarse, seen = self.see(params, batch.inputs, watched)
+        error = watched.error(
+            (seen.colour - batch.targets).square(),
+            lambda parts: (seen.weights * parts.doubt.view_as(seen.weights)).sum(1),
+        )
+        for shown in coarse:
+            error = watched.scale * (shown.colour - batch.targets).square().mean() + error
+        return _regularised(error, seen.distortion, self.settings.distortion) + watched.penalty()
 
     def own(self, client: Client, generator: Generator) -> Params:
         """Appearance codes where the field reads them, and an own part where it has one."""
@@ -122,8 +126,11 @@ class MarchedLoss:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         rays, watched = _in_its_light(params, batch.inputs), _Watched(self.field, params)
-        seen, count = march_rays(watched, rays, self.settings, self.occupied, self.settings.samples)
-        error = (seen.colour - batch.targets[:count]).square().mean()
+        seen, samples = march_rays(watched, rays, self.settings, self.occupied, self.settings.samples)
+        error = watched.error(
+            (seen.colour - batch.targets[: samples.rays]).square(),
+            lambda parts: along(parts.density, parts.doubt, samples),
+        )
         return _regularised(error, seen.distortion, self.settings.distortion) + watched.penalty()
 
     def own(self, client: Client, generator: Generator) -> Params:
@@ -171,22 +178,48 @@ def _regularised(error: Tensor, distortion: Tensor, weight: float) -> Tensor:
 
 
 class _Watched:
-    """A field with its weights that remembers how dense its own part was where it was asked."""
+    """A field with its weights that remembers what its parts were where it was asked last, and what they cost.
+
+    With an own part that is uncertain, the error of a ray is that of *NeRF in the Wild*, eq. 13, of which
+    nerf_pl takes the mean over channels: ``(C - C')^2 / (2 beta^2) + log(beta / beta_min)``. Here beta is beta_min plus
+    the own part's uncertainty, composited along the ray like its colour. The constant keeps this from being negative.
+    """
 
     def __init__(self, field: Any, params: Params) -> None:
-        self._field, self._params, self._seen = field, params, list[Any]()
-        self._weight = field.personal.weight if isinstance(field, Joint) else 0.0
+        self._field, self._params = field, params
+        personal = field.personal if isinstance(field, Joint) else None
+        self._weight = personal.weight if personal else 0.0
+        self._floor = personal.beta if personal else 0.0
+        self._parts: Parts | None = None
 
     def __call__(self, *at: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._weight:
+        if not self._weight and not self._floor:
             return self._field(self._params, *at)
-        density, colour, own = self._field.parts(self._params, *at)
-        self._seen.append(own)
-        return density, colour
+        parts: Parts = self._field.parts(self._params, *at)
+        self._parts = parts
+        return parts.density, parts.colour
+
+    @property
+    def scale(self) -> float:
+        """Weight of a coarse rendering's mean squared error: a half beside errors with an uncertainty."""
+        return 0.5 if self._floor else 1.0
+
+    def error(self, squares: Tensor, composited: Callable[[Parts], Tensor]) -> Tensor:
+        """The mean over rays of squared errors ``[R, 3]``, as uncertain as the own part is.
+
+        Args:
+            squares: of the colours.
+            composited: how uncertain the parts are along each ray, ``[R]``.
+        """
+        if not self._floor:
+            return squares.mean()
+        assert self._parts is not None
+        relative = 1 + composited(self._parts) / self._floor
+        return (squares / (2 * (self._floor * relative[:, None]).square())).mean() + relative.log().mean()
 
     def penalty(self) -> Tensor | float:
         """The weighted mean density of the own part over all samples."""
-        return self._weight * torch.cat(self._seen).mean() if self._seen else 0.0
+        return self._weight * self._parts.own.mean() if self._weight and self._parts is not None else 0.0
 
 
 def _field_at(field: Any, progress: float) -> Any:
@@ -194,25 +227,31 @@ def _field_at(field: Any, progress: float) -> Any:
 
 
 def _own(field: Any, client: Client, generator: Generator) -> Params:
-    own = field.own(generator) if isinstance(field, Joint) else {}
-    return _codes(field, client) | own
+    """A client's leaves: an appearance code for each photograph, if the field reads any, and an own part if it has one.
+
+    Appearance codes are zeros, the neutral look, at first.
+    """
+    length, own = getattr(field, "appearance", 0), {}
+    if length:
+        own[CODES] = torch.zeros(_photos(client), length)
+    if isinstance(field, Joint):
+        own |= field.own(_photos(client), generator)
+    return own
 
 
-def _codes(field: Any, client: Client) -> Params:
-    """An appearance code for each photograph of a client, if the field reads any: zeros, the neutral look, at first."""
-    length = getattr(field, "appearance", 0)
-    if not length:
-        return {}
+def _photos(client: Client) -> int:
+    """How many photographs a client has."""
     if len(client.train) != 1:
-        raise ValueError(f"{client.name} has {len(client.train)} places; appearance codes are for photographs of one")
-    return {CODES: torch.zeros(len(client.train[0].support.photos), length)}  # pyright: ignore
+        raise ValueError(f"{client.name} has {len(client.train)} places; codes are for photographs of one")
+    return len(client.train[0].support.photos)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _in_its_light(params: Params, rays: Rays) -> Rays:
-    """The rays with the appearance codes of their photographs, where the weights hold some."""
-    if rays.photo is None or CODES not in params:
+    """The rays with the codes of their photographs, appearance first, where the weights hold some."""
+    codes = [params[name] for name in (CODES, TRANSIENT) if name in params]
+    if rays.photo is None or not codes:
         return rays
-    return rays._replace(codes=params[CODES][rays.photo])
+    return rays._replace(codes=torch.cat(codes, 1)[rays.photo])
 
 
 @dataclass(frozen=True)

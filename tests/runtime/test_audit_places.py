@@ -1,10 +1,8 @@
 """The audit of a run on a place: what it keeps, what is attacked, and what files, terminal and page say of it."""
 
-import dataclasses
 import json
 
 import pytest
-import torch
 
 from fedfields.audit import AuditSettings, load_observations, people
 from fedfields.audit.content import content_of
@@ -108,20 +106,3 @@ def test_training_alone_leaves_nothing_to_attack(capture, tmp_path):  # noqa: F8
     assert not (tmp_path / "run" / "observations").exists()
     with pytest.raises(UserError, match="on a place with one owner"):
         audit_run(tmp_path / "run", ALL)
-
-
-def test_a_code_is_fitted_and_nothing_else(tmp_path):
-    """With a field of each owner's own beside the shared one, the light of a test photograph is what it is without."""
-    plain = experiment(field=dataclasses.replace(experiment().field, appearance=3), personal=None, rounds=1)
-    joint = dataclasses.replace(plain, personal=experiment().personal)
-    run(plain, tmp_path / "run")
-    codes, shots = [], []
-    for one in (plain, joint):
-        setup = set_up(one)
-        params = {key: leaf + 0.01 for key, leaf in setup.params.items()}
-        see = Viewer(setup.context.loss, params, 0)
-        like = setup.federation.clients[0].train[0].support
-        codes.append(see.fitted(like, torch.Generator().manual_seed(0)))
-        shots.append(setup._shot(see, setup.federation.tests[0]).figures())
-    assert codes[0].abs().max() > 0.1
-    assert shots[0]["psnr"] == pytest.approx(shots[1]["psnr"], abs=0.2)

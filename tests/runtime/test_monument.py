@@ -10,10 +10,11 @@ from PIL import Image
 from fedfields import demo
 from fedfields.audit.content import content_of, over_owners
 from fedfields.cli import main
-from fedfields.config import choose, from_json, preset, to_json
+from fedfields.config import DATA, choose, from_json, preset, to_json
 from fedfields.errors import UserError
 from fedfields.fields import HashGrid, Personal
 from fedfields.objectives import Fit
+from fedfields.privacy import SecAgg
 from fedfields.rendering.marching import Marching
 from fedfields.report import write_report
 from fedfields.runtime.checkpoint import load, load_weights
@@ -192,6 +193,39 @@ def test_places_are_chosen_by_name():
     assert there.data == Monument() and from_json(json.loads(json.dumps(to_json(there)))) == there
 
 
+def test_baselines_differ_from_decentnerf_in_what_they_say():
+    """Data, budget and fields are the same; all steps of all owners together are those of centralised training."""
+    whole = preset("decentnerf")
+    plain = dataclasses.replace(whole, strategy=whole.strategy.base)
+    assert preset("decentnerf-l") == plain and isinstance(plain.strategy, FedAvg)
+    assert preset("fednerf-ngp") == dataclasses.replace(plain, privacy=(), personal=None)
+    for name, sharing, share in (("nerf-w", "pooled", 20), ("nerf-pooled", "pooled", 20), ("nerf-alone", "alone", 1)):
+        one = preset(name)
+        assert one.data == dataclasses.replace(whole.data, sharing=sharing)
+        assert one.rounds * one.cohort * one.local.steps == whole.rounds * share * whole.local.steps
+        same = {key: getattr(whole, key) for key in ("data", "local", "personal", "cohort", "strategy", "privacy")}
+        assert dataclasses.replace(one, **same) == whole and one.privacy == () and one.strategy == FedAvg()
+        assert (one.personal is None) == (name != "nerf-w")
+    own = preset("nerf-w").personal
+    assert own is not None and own.codes and own.beta
+    assert choose(preset("nerf-w"), "data", "capture").data == dataclasses.replace(DATA["capture"], sharing="pooled")
+
+
+@pytest.mark.parametrize("name, photos", [("nerf-w", 6), ("nerf-pooled", 6), ("nerf-alone", 2)])
+def test_one_client_trains_on_what_it_was_given(tmp_path, name, photos):
+    """What can be seen of the people is judged in all of its photographs."""
+    base, small = preset(name), experiment()
+    parts = {key: getattr(small, key) for key in ("field", "rays", "objective", "local", "rounds", "workers")}
+    one = dataclasses.replace(base, **parts, data=dataclasses.replace(small.data, sharing=base.data.sharing))
+    summary, setup = run(one, tmp_path / "r"), set_up(one)
+    assert len(setup.federation.clients) == 1 and len(setup.federation.occluded[0]) == photos
+    see = Viewer(setup.context.loss, load_weights(tmp_path / "r" / "model.safetensors"), 0)
+    wanted = content_of(see.colours, setup.federation.occluded[0])
+    assert summary["content"]["owners"] == 1 and summary["content"]["leak"] == pytest.approx(wanted.leak, abs=1e-6)
+    with pytest.raises(UserError, match="there are only 1 clients"):
+        run(dataclasses.replace(one, cohort=3, privacy=(SecAgg(),)), tmp_path / "sums")
+
+
 def test_the_command_line_reaches_both(tmp_path, capsys):
     small = ["--rounds", "1", "--cohort", "3", "--local.steps", "2", "--workers", "1", "--no-report"]
     with pytest.raises(SystemExit) as stop:
@@ -238,3 +272,5 @@ def test_owners_on_other_machines_have_no_monument():
     visited = Scene(clients=3, partition="separate", visitors="light")
     with pytest.raises(UserError, match=r"leave out --data\.visitors"):
         set_up_remote(experiment(data=visited), ("a", "b", "c"), None)
+    with pytest.raises(UserError, match=r"leave out --data\.sharing pooled"):
+        set_up_remote(experiment(data=Scene(clients=3, sharing="pooled")), ("a", "b", "c"), None)

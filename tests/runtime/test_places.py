@@ -283,9 +283,10 @@ def test_a_limit_of_samples_leaves_out_whole_rays(capture):
     def fog(positions, directions):
         return torch.ones(len(positions)), positions.abs()
 
-    everything, count = march_rays(fog, rays, marching, occupied)
-    some, kept = march_rays(fog, rays, marching, occupied, most=500)
-    assert count == 50 and 1 < kept < 50 and torch.equal(some.colour, everything.colour[:kept])
+    everything, samples = march_rays(fog, rays, marching, occupied)
+    some, fewer = march_rays(fog, rays, marching, occupied, most=500)
+    assert samples.rays == 50 and 1 < fewer.rays < 50 and torch.equal(some.colour, everything.colour[: fewer.rays])
+    assert len(fewer.ray) <= 500
 
 
 def test_dense_and_marched_rendering_agree(capture):

@@ -117,6 +117,7 @@ def test_sectors_follow_one_another(sector, overlap, turn):
         ({"tests": -1}, "tests is -1"),
         ({"users": 2, "overlap": 0.6}, "2 users with an overlap of 0.6 would each go around more than once"),
         ({"visitors": "many"}, "visitors is 'many'; it must be one of none, light, heavy, mixed"),
+        ({"sharing": "all"}, "sharing is 'all'; it must be one of federated, pooled, alone"),
     ],
 )
 def test_impossible_monuments_are_refused(wrong, said):
@@ -138,6 +139,30 @@ def test_visitors_in_front_of_a_capture(tmp_path):
             assert torch.equal(one.clean, before[one.photo.name])
             assert torch.equal(one.photo.colours[~one.mask], one.clean[~one.mask])
     assert all(torch.equal(a.colours, b.colours) for a, b in zip(place.tests, plain.tests, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["monument", "capture"])
+def test_pooled_and_alone_are_the_same_photographs_in_other_hands(kind, tmp_path):
+    """With the same people in front of them, the same masks, and the same test photographs."""
+    if kind == "capture":
+        write_capture(tmp_path)
+    capture = Scene(tmp_path, clients=3, partition="separate", visitors="heavy", public=2)
+    data = SMALL if kind == "monument" else capture
+    federated, pooled, alone = (
+        dataclasses.replace(data, sharing=sharing).load(seed=1) for sharing in ("federated", "pooled", "alone")
+    )
+    everybody = [shot for shots in federated.occluded for shot in shots]
+    for place, wanted in ((pooled, everybody), (alone, federated.occluded[0])):
+        assert len(place.clients) == len(place.occluded) == 1 and place.clients[0].name == "client-0"
+        mine = place.clients[0].train[0].support.photos
+        for photo, shot, other in zip(mine, place.occluded[0], wanted, strict=True):
+            assert photo is shot.photo and photo.name == other.photo.name
+            assert torch.equal(photo.colours, other.photo.colours) and torch.equal(photo.pose, other.photo.pose)
+            assert torch.equal(shot.mask, other.mask) and torch.equal(shot.clean, other.clean)
+        assert [photo.name for photo in place.tests] == [photo.name for photo in federated.tests]
+        assert place.frame == federated.frame and (place.public is None) == (kind == "monument")
+    nobody = dataclasses.replace(data, sharing="pooled", visitors="none").load(seed=1)
+    assert len(nobody.clients) == 1 and nobody.occluded == ()
 
 
 def test_visitors_need_sectors_and_an_object_on_white(tmp_path):

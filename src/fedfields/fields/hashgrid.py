@@ -72,17 +72,29 @@ class HashGrid:
             params[f"{name}.weight"] = torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator)
         return params
 
-    def latents(self, params: Params, positions: Tensor) -> Tensor:
-        """``[N, 3]`` in the cube to ``[N, 1 + latent]``, of which the first is the density before softplus."""
+    def latents(self, params: Params, positions: Tensor, shift: Tensor | None = None) -> Tensor:
+        """``[N, 3]`` in the cube to ``[N, 1 + latent]``, of which the first is the density before softplus.
+
+        A ``shift [N, width]`` is added to the hidden units: what a further input of the density network comes to.
+        """
+        hidden = self._hidden(params, positions)
+        hidden = hidden if shift is None else hidden + shift
+        return torch.nn.functional.linear(hidden.relu(), params["density.1.weight"])
+
+    def density(self, params: Params, positions: Tensor, shifts: Tensor | None = None) -> Tensor:
+        """``[N]``, per unit of distance in the cube; with ``shifts [P, width]`` the largest that any of them gives."""
+        if shifts is None:
+            return density_of(self.latents(params, positions)[:, 0])
+        last, parts = params["density.1.weight"][0], self._hidden(params, positions).split(4096)  # As a cache holds.
+        raw = [torch.stack([(part + shift).relu() @ last for shift in shifts]).amax(0) for part in parts]
+        return density_of(torch.cat(raw))
+
+    def _hidden(self, params: Params, positions: Tensor) -> Tensor:
+        """``[N, width]``, before the rectifier."""
         from fedfields.kernels.hashing import hash_encode
 
         features = hash_encode((positions + 1) / 2, params["table"], self.cells)
-        hidden = torch.nn.functional.linear(features, params["density.0.weight"]).relu()
-        return torch.nn.functional.linear(hidden, params["density.1.weight"])
-
-    def density(self, params: Params, positions: Tensor) -> Tensor:
-        """``[N]``, per unit of distance in the cube."""
-        return density_of(self.latents(params, positions)[:, 0])
+        return torch.nn.functional.linear(features, params["density.0.weight"])
 
     def coefficients(self, params: Params, latents: Tensor, codes: Tensor | None = None) -> Tensor:
         """Spherical-harmonic coefficients ``[N, 3, 9]``, nine for each colour."""
@@ -98,8 +110,12 @@ class HashGrid:
         Codes ``[N, appearance]`` say in which light; without them it is the neutral one, of codes of zeros.
         """
         latents = self.latents(params, positions)
+        return density_of(latents[:, 0]), self.colour(params, latents, directions, codes)
+
+    def colour(self, params: Params, latents: Tensor, directions: Tensor, codes: Tensor | None = None) -> Tensor:
+        """``[N, 3]`` in (0, 1), where the density network gives ``latents``."""
         shades = torch.bmm(self.coefficients(params, latents, codes), harmonics(directions)[..., None])[..., 0]
-        return density_of(latents[:, 0]), shades.sigmoid()
+        return shades.sigmoid()
 
 
 def density_of(raw: Tensor) -> Tensor:

@@ -33,6 +33,11 @@ class Packed(NamedTuple):
     delta: Tensor
     offsets: Tensor
 
+    @property
+    def rays(self) -> int:
+        """R."""
+        return len(self.offsets) - 1
+
 
 def march(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, jitter: Tensor, occupied: Tensor, step: float

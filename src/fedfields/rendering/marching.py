@@ -108,18 +108,24 @@ class Marching:
 
 def march_rays(
     radiance: Radiance, rays: Rays, marching: Marching, occupied: Tensor, most: int | None = None
-) -> tuple[Marched, int]:
-    """Renders as many of the rays as ``most`` samples allow (all of them without a limit), and says how many."""
+) -> tuple[Marched, Packed]:
+    """Renders as many of the rays as ``most`` samples allow (all of them without a limit), and gives these samples."""
     from fedfields.kernels.packed import Packed
 
     samples = _samples(rays, marching, occupied)
-    count = len(rays.near)
     if most is not None and len(samples.ray) > most:
         count = max(1, int(torch.searchsorted(samples.offsets, most, right=True)) - 1)
         end = int(samples.offsets[count])
         ray, middle, delta, offsets = samples
         samples, rays = Packed(ray[:end], middle[:end], delta[:end], offsets[: count + 1]), rays.chosen(slice(count))
-    return _composited(*_ask(radiance, rays, samples.ray, samples.middle), samples, rays, marching), count
+    return _composited(*_ask(radiance, rays, samples.ray, samples.middle), samples, rays, marching), samples
+
+
+def along(density: Tensor, values: Tensor, samples: Packed) -> Tensor:
+    """What values ``[M]`` at samples of this ``density [M]`` come to along rays, ``[R]``: weighted like colours."""
+    from fedfields.kernels.packed import composite
+
+    return composite(density, values[:, None].expand(-1, 3), samples).colour[:, 0]
 
 
 def view_rays(radiance: Radiance, rays: Rays, marching: Marching, occupied: Tensor) -> Marched:

@@ -35,7 +35,8 @@ class Rays(NamedTuple):
         jitter: ``[R, S]`` in [0, 1), the places of the samples, fine ones last; without it they are regular.
         background: ``[R, 3]``, what is behind each ray; without it, what the settings say.
         photo: ``[R]`` int64, which of the owner's photographs each ray is from.
-        codes: ``[R, A]``, the appearance that each ray is to be seen in; without it, the neutral one.
+        codes: ``[R, A]``, the appearance that each ray is to be seen in; without it, the neutral one. Behind it stand
+            any transient codes ``[R, T]`` of the photographs, which an owner's own part reads.
     """
 
     origins: Tensor

@@ -38,7 +38,7 @@ from fedfields.scenes.views import Photo, RaySignal, left_half, photo_rays, phot
 from fedfields.scenes.visitors import Occluded
 from fedfields.seeds import generator
 from fedfields.store import discard
-from fedfields.types import Advance, Batch, Client, Params, Task
+from fedfields.types import Advance, Batch, Params, Task
 
 T = TypeVar("T")
 
@@ -139,15 +139,17 @@ class PlaceSetup(NamedTuple):
         return {name: {"held_out": {"0": value}} for name, value in means.items()} | {"views": figures} | content
 
     def remember(self, uploads: Uploads, step: Round) -> Uploads:
-        """The uploads after a round; an owner who trains alone shows them to nobody."""
-        if self._alone:
+        """The uploads after a round; those of an owner who trains alone serve to judge it where that is possible."""
+        if self._alone and not self.federation.occluded:
             return uploads
         masked = in_transit(step) if self.federation.occluded else None
         return remembered(uploads, self.experiment.strategy, step)._replace(masked=masked)
 
     def observe(self, folder: Path, current: Checkpoint) -> None:
         """Keeps what the server saw in this round for a full audit, in place of all rounds but the first: a place's
-        weights are large."""
+        weights are large. An owner who trains alone shows them to nobody."""
+        if self._alone:
+            return
         keep(folder, self.seen(current.uploads), current.state.round)
         for old in sorted((folder / "observations").glob("round-*.safetensors"))[1:-1]:
             discard(old)
@@ -351,14 +353,14 @@ class Viewer:
         Nothing but the code is fitted: a test photograph has no own part.
         """
         task = Task(signal, signal)
-        own = {CODES: self._loss.own(Client("photograph", (task,)), random)[CODES]}
+        code = {CODES: torch.zeros(1, self._loss.field.appearance)}  # pyright: ignore[reportFunctionMemberAccess]
         if not len(signal):
-            return own[CODES]
+            return code[CODES]
 
-        def loss(own: Params, batch: Batch) -> Tensor:
-            return self._loss(self._params | own, batch)
+        def loss(code: Params, batch: Batch) -> Tensor:
+            return self._loss(self._params | code, batch)
 
-        return adapt(own, task, loss, FITTING, random)[CODES]
+        return adapt(code, task, loss, FITTING, random)[CODES]
 
 
 def thinned(items: Sequence[T], most: int) -> Sequence[T]:

@@ -126,6 +126,10 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
     if isinstance(data, Scene):
         if data.visitors != "none":
             raise UserError("visitors are put into photographs in simulations alone; leave out --data.visitors")
+        if data.sharing != "federated":
+            raise UserError(
+                f"owners share weights here: leave out --data.sharing {data.sharing}, which is for simulations"
+            )
         if data.frame is None:
             raise UserError("a place needs the frame that all owners share; give its scene.json with --data.frame")
         frame = load_frame(data.frame)

@@ -27,7 +27,17 @@ from fedfields.scenes.sdf import (
 )
 from fedfields.scenes.tour import Tour
 from fedfields.scenes.views import Photo, RaySignal
-from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded, octets, rays_of
+from fedfields.scenes.visitors import (
+    Crowd,
+    Occluded,
+    Sharing,
+    check_choice,
+    group_of,
+    in_hands,
+    occluded,
+    octets,
+    rays_of,
+)
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
@@ -70,10 +80,15 @@ class Monument:
     tests: int = 25
     """Photographs without people that nobody trains on."""
 
+    sharing: Sharing = "federated"
+    """What owners share. Federated: weights. Pooled: the photographs themselves, people in front and all, on which one
+    client trains (centralised). Alone: nothing, and only the first owner trains."""
+
     def __post_init__(self) -> None:
         if min(self.users, self.views, self.size) < 1:
             raise ValueError(f"{self.users} users, {self.views} views, {self.size} pixels; there must be at least 1")
-        check_crowd(self.visitors)
+        check_choice("visitors", self.visitors, Crowd)
+        check_choice("sharing", self.sharing, Sharing)
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap is {self.overlap}; it must be at least 0 and less than 1")
         if not 0 <= self.sector <= 360:
@@ -102,10 +117,10 @@ class Monument:
             jitters: see `RaySignal`.
             seed: decides how high cameras are held, and what visitors look like.
         """
-        shots = [self._owner(owner, seed) for owner in range(self.users)]
+        shots = in_hands([self._owner(owner, seed) for owner in range(self.users)], self.sharing)
         clients = []
-        for owner, mine in enumerate(shots):
-            signal, name = RaySignal(tuple(one.photo for one in mine), jitters), f"client-{owner}"
+        for i, mine in enumerate(shots):
+            signal, name = RaySignal(tuple(one.photo for one in mine), jitters), f"client-{i}"
             clients.append(Client(name, (Task(signal, signal, name),)))
         scored = () if self.visitors == "none" else tuple(shots)
         return Place(tuple(clients), self._tests(), Frame((0.0, 0.0, 0.0), 1.0, "white"), (), occluded=scored)

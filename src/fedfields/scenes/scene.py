@@ -14,7 +14,7 @@ from fedfields.scenes.images import printable
 from fedfields.scenes.photographers import gathered, photographer_of
 from fedfields.scenes.posed import Capture
 from fedfields.scenes.views import Photo, RaySignal, drawn, load_photo, shared_out
-from fedfields.scenes.visitors import Crowd, Occluded, check_crowd, group_of, occluded
+from fedfields.scenes.visitors import Crowd, Occluded, Sharing, check_choice, group_of, in_hands, occluded
 from fedfields.seeds import generator
 from fedfields.types import Client, Task
 
@@ -84,6 +84,10 @@ class Scene:
     """People put in front of the place, other ones for each client, to measure what of them leaks: heavy, three people;
     light, one, and small; mixed, in turn. For captures of an object on white, with --data.partition separate."""
 
+    sharing: Sharing = "federated"
+    """What owners share. Federated: weights. Pooled: the photographs themselves, visitors and all, on which one client
+    trains (centralised). Alone: nothing, and only the first owner trains."""
+
     def __post_init__(self) -> None:
         if self.clients < 1:
             raise ValueError(f"clients is {self.clients}; there must be at least 1")
@@ -91,7 +95,8 @@ class Scene:
             raise ValueError("size and tests must be positive, or 0 for no limit")
         if self.public < 0:
             raise ValueError(f"public is {self.public}; it must be positive, or 0 for none")
-        check_crowd(self.visitors)
+        check_choice("visitors", self.visitors, Crowd)
+        check_choice("sharing", self.sharing, Sharing)
         if self.visitors != "none" and self.partition != "separate":
             raise ValueError("visitors stand between a client's cameras and the place: use --data.partition separate")
 
@@ -120,7 +125,7 @@ class Scene:
 
         common, private = drawn(train, self.public, generator(seed, "public"))
         shares = self._shares(private, capture)
-        shots = [self._visited(i, share, seed) for i, share in enumerate(shares)]
+        shots = in_hands([self._visited(i, share, seed) for i, share in enumerate(shares)], self.sharing)
         clients = [owner(f"client-{i}", [one.photo for one in mine]) for i, mine in enumerate(shots)]
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, view.scale_to(self.size)) for view in tests)

@@ -6,9 +6,10 @@ takes photographs. What would be seen without them is kept for scoring and never
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from fedfields.lazy import torch
 from fedfields.rendering.rays import Rays
@@ -49,14 +50,25 @@ class Occluded(NamedTuple):
     mask: Tensor
 
 
-def check_crowd(crowd: str) -> None:
-    """Refuses an unknown crowd.
+Sharing = Literal["federated", "pooled", "alone"]
+"""What owners share: weights; the photographs, with one client that trains on all; nothing, one owner trains alone."""
+
+
+def in_hands(shots: Sequence[Sequence[Occluded]], sharing: Sharing) -> list[tuple[Occluded, ...]]:
+    """Photographs by the client that trains on them, from those by owner."""
+    if sharing == "pooled":
+        return [tuple(itertools.chain.from_iterable(shots))]
+    return [tuple(mine) for mine in (shots[:1] if sharing == "alone" else shots)]
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuses a value that is none of a Literal's.
 
     Raises:
-        ValueError: it is none of `Crowd`.
+        ValueError: the setting of this ``name`` is none of the ``choices``.
     """
-    if crowd not in get_args(Crowd):
-        raise ValueError(f"visitors is {crowd!r}; it must be one of {', '.join(get_args(Crowd))}")
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
 
 
 def group_of(crowd: Crowd, owner: int, photos: Sequence[Photo], ground: float, seed: int) -> Part | None:
