@@ -23,7 +23,7 @@ from fedfields.privacy.sources import Secure, uniform
 from fedfields.privacy.sums import SecAgg
 from fedfields.seeds import generator
 from fedfields.strategies.averaging import FedAvg, FedNova
-from fedfields.strategies.base import Outcome, Strategy, scalar
+from fedfields.strategies.base import Outcome, Strategy
 from fedfields.types import Client, Loss, Memory, Metrics, Params, Report, Task, Visit
 
 if TYPE_CHECKING:
@@ -204,9 +204,9 @@ def visit(
     start = shared | own_leaves(loss, client, seed) | memory.get("own", {})
     steps = method.strategy.steps(local.steps * (len(client.train) if local.per_task else 1), received)
     state = _optimizer_state(local, start, memory)
-    params, totals, watcher, gradient = start, {}, _Watcher(loss, memory, round), None
+    params, totals, watcher, gradient = start, {}, _Watcher(loss, memory), None
     for step in range(max(steps, int(method.strategy.wants_gradient))):
-        loss = watcher.loss(params, random)
+        loss = watcher.loss(step, params, random)
         task = realise(pick(client.train, random), random)
         estimate = method.objective.estimate(params, task, loss, context)
         if step == 0 and method.strategy.wants_gradient:
@@ -261,35 +261,16 @@ def own_leaves(loss: Loss, client: Client, seed: int) -> Params:
 
 
 class _Watcher:
-    """A loss that keeps an eye on the weights as they change, such as one with an occupancy grid; or any other.
+    """A loss that keeps an eye on the weights as they change, such as one with an occupancy grid; or any other."""
 
-    It looks every so many outer steps, which may span visits; but always at first, and when the client was not here in
-    the round before, for then the weights have gone on without it.
-    """
+    def __init__(self, loss: Loss, memory: Memory) -> None:
+        self._loss, self._every = loss, getattr(loss, "refresh_every", 0)
+        self.kept: Memory = {"loss": memory.get("loss", {})} if self._every else {}
 
-    def __init__(self, loss: Loss, memory: Memory, round: int) -> None:
-        self._every, self._round = getattr(loss, "refresh_every", 0), round
-        self._kept, watched = memory.get("loss", {}), memory.get("watched", {})
-        missed = not self._kept or int(watched.get("round", -1)) != round - 1
-        self._steps = 0 if not self._every or missed else int(watched["steps"])
-        self._loss = loss if not self._every or missed else loss.recalled(self._kept)  # pyright: ignore
-
-    @property
-    def kept(self) -> Memory:
-        """What the client remembers of it."""
-        counts = {"steps": self._steps, "round": self._round}
-        return (
-            {"loss": self._kept, "watched": {name: scalar(value) for name, value in counts.items()}}
-            if self._every
-            else {}
-        )
-
-    def loss(self, params: Params, random: Generator) -> Loss:
-        """The loss for the next step."""
-        if self._every:
-            if self._steps % self._every == 0:
-                self._loss, self._kept = self._loss.refreshed(params, self._kept, random)  # pyright: ignore
-            self._steps += 1
+    def loss(self, step: int, params: Params, random: Generator) -> Loss:
+        """The loss for this step of the visit."""
+        if self._every and step % self._every == 0:
+            self._loss, self.kept["loss"] = self._loss.refreshed(params, self.kept["loss"], random)  # pyright: ignore
         return self._loss
 
 

@@ -153,10 +153,6 @@ class MarchedLoss:
             return torch.ones((self.settings.cells,) * 3, dtype=torch.bool)
         return self.settings.occupied(self.densities)
 
-    def recalled(self, kept: Params) -> MarchedLoss:
-        """The loss with the grid of what the client kept."""
-        return dataclasses.replace(self, densities=kept["densities"])
-
     def refreshed(self, params: Params, kept: Params, generator: Generator) -> tuple[MarchedLoss, Params]:
         """The loss with a grid that has looked at the field again, and what the client keeps of it."""
         weights = tree.detach(params)

@@ -78,12 +78,12 @@ def by_hand(loss, client, start, experiment, shared):
     local, adam, kept = experiment.local, experiment.local.optimizer, {}
     params = {key: leaf.clone().requires_grad_() for key, leaf in start.items()}
     betas = (adam.beta1, adam.beta2)
-    optimiser = torch.optim.Adam(params.values(), lr=local.lr, betas=betas, eps=adam.epsilon, foreach=False)
+    optimiser = torch.optim.Adam(params.values(), lr=local.lr, betas=betas, eps=adam.epsilon, fused=True)
     for number in (1, 2, 3):
         random = generator(experiment.seed, "visit", number, client.name)
         before = {key: leaf.detach().clone() for key, leaf in params.items()}
         for step in range(local.steps):
-            if isinstance(loss, MarchedLoss) and ((number - 1) * local.steps + step) % loss.refresh_every == 0:
+            if isinstance(loss, MarchedLoss) and step % loss.refresh_every == 0:
                 loss, kept = loss.refreshed(expanded(params, shared), kept, random)
             optimiser.zero_grad()
             batch = client.train[0].support.sample(experiment.objective.batch, random)
