@@ -348,19 +348,20 @@ _preset(
     warm_up=1000,
 )
 
-# Findings on the lego scene with a figure for each of 20 users: more local steps are worth more than more rounds.
+# Measured on lego with three people before each of 20 owners, 720 steps each: 36 rounds of 20 steps 22.6 dB, 12 of 60
+# 21.5; momentum 0 instead of 0.5 21.5; an occupancy grid that is looked at every 60 steps instead of 20 20.1.
 _DECENT: dict[str, Any] = _NGP | {
     "data": Monument(),
     "field": HashGrid(levels=8, log2_rows=14, coarsest=12, finest=160),
-    "rays": Marching(steps=200, samples=2048, cells=48, refresh=60),
+    "rays": Marching(steps=200, samples=2048, cells=48, refresh=20),
     "objective": Fit(batch=256),
-    "local": Local(steps=60, lr=1e-2, clip=0.0, optimizer=Adam(0.9, 0.99, 1e-15), keep_state=True, final=0.1),
+    "local": Local(steps=20, lr=1e-2, clip=0.0, optimizer=Adam(0.9, 0.99, 1e-15), keep_state=True, final=0.1),
     "strategy": Learned(base=FedAvg(momentum=0.5)),
     "privacy": (SecAgg(),),
     "personal": Personal(),
-    "rounds": 22,
+    "rounds": 60,
     "cohort": 20,
-    "evaluate_every": 11,
+    "evaluate_every": 20,
 }
 _preset(
     "decentnerf",
@@ -369,8 +370,12 @@ _preset(
 )
 # What it is compared with, on the same photographs and with the same number of steps in all.
 _AVERAGED: dict[str, Any] = _DECENT | {"strategy": _DECENT["strategy"].base}
-_LONGER = dataclasses.replace(_DECENT["local"], steps=_DECENT["cohort"] * _DECENT["local"].steps)
 _ONE_CLIENT: dict[str, Any] = _DECENT | {"strategy": FedAvg(), "privacy": (), "cohort": 1}
+_POOLED: dict[str, Any] = _ONE_CLIENT | {
+    "data": Monument(sharing="pooled"),
+    "local": dataclasses.replace(_DECENT["local"], steps=_DECENT["cohort"] * _DECENT["local"].steps),
+    "rays": dataclasses.replace(_DECENT["rays"], refresh=100),  # Nobody else moves its weights.
+}
 _preset("decentnerf-l", "DecentNeRF without learned weights, DecentNeRF(-L): averages by FedAvg", **_AVERAGED)
 _preset(
     "fednerf-ngp",
@@ -382,17 +387,12 @@ _preset(
 _preset(
     "nerf-w",
     "NeRF-W (2021): one client has the photographs of all owners of decentnerf, and takes the steps of all",
-    **_ONE_CLIENT
-    | {
-        "data": Monument(sharing="pooled"),
-        "local": _LONGER,
-        "personal": dataclasses.replace(_DECENT["personal"], after=0.0, codes=8, beta=0.03, weight=0.01),
-    },
+    **_POOLED | {"personal": dataclasses.replace(_DECENT["personal"], after=0.0, codes=8, beta=0.03, weight=0.01)},
 )
 _preset(
     "nerf-pooled",
     "one client has the photographs of all owners of decentnerf, and one field for everything",
-    **_ONE_CLIENT | {"data": Monument(sharing="pooled"), "local": _LONGER, "personal": None},
+    **_POOLED | {"personal": None},
 )
 _preset(
     "nerf-alone",
