@@ -115,3 +115,23 @@ def test_what_does_not_go_together_is_one_line(capture, tmp_path):  # noqa: F811
         run(decent(capture, compression=LowRank()), tmp_path / "a")
     with pytest.raises(UserError, match="a personal field is for photographs of one place"):
         run(decent(capture, data=Data()), tmp_path / "b")
+
+
+def test_secure_sums_change_nothing_but_quantisation(capture, tmp_path):  # noqa: F811
+    """Weights of shared parts, learned weights and own parts are those of open uploads, up to steps of a fixed point."""
+    found = []
+    for name, privacy in {"open": (), "secret": (SecAgg(),)}.items():
+        one = decent(capture, rounds=2, privacy=privacy, local=dataclasses.replace(experiment(capture).local, steps=3))
+        run(one, tmp_path / name)
+        found.append(load(tmp_path / name / "checkpoints"))
+    plain, secret = found
+    assert not same(plain.state.params, secret.state.params)
+    pairs = [(plain.state.params, secret.state.params)]
+    pairs += [
+        (plain.memories[i][part], secret.memories[i][part])
+        for i in range(3)
+        for part in ("own", "learned", "optim.mean")
+    ]
+    for a, b in pairs:
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-4)
