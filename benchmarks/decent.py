@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from fednerf import save_chart
 
-from fedfields.config import PRESETS, Experiment, preset, to_json
+from fedfields.config import Experiment, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import start_server
 from fedfields.report.figures import DECIBELS, Line, over_rounds
@@ -52,8 +52,15 @@ EVALUATIONS = 8
 USERS = (1, 2, 4, 8, 16, 20)
 OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALONE = "one owner alone"
-IN_ONE_PLACE = {ALONE: "nerf-alone", "all photographs, one field": "nerf-pooled", "NeRF-W": "nerf-w"}
-"""Rows of the table without a federation, and their presets."""
+METHODS = {
+    ALONE: "nerf-alone",
+    "all photographs, one field": "nerf-pooled",
+    "NeRF-W": "nerf-w",
+    "FedNeRF": "fednerf-ngp",
+    "DecentNeRF(-L)": "decentnerf-l",
+    "DecentNeRF": "decentnerf",
+}
+"""Rows of the table, and their presets; the first three are without a federation."""
 
 QUICK = {"size": 16, "rounds": 3, "steps": 4}
 
@@ -70,15 +77,6 @@ class Case(NamedTuple):
     name: str
     experiment: Experiment
     summed: bool = False
-
-
-def variants() -> dict[str, Experiment]:
-    """The methods of the table; training in one place where there are presets for it."""
-    decent = preset("decentnerf")
-    average = dataclasses.replace(decent, strategy=decent.strategy.base)  # pyright: ignore
-    found = {name: preset(key) for name, key in IN_ONE_PLACE.items() if key in PRESETS}
-    plain = dataclasses.replace(average, personal=None, privacy=())
-    return found | {"FedNeRF": plain, "DecentNeRF(-L)": average, "DecentNeRF": decent}
 
 
 def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> Experiment:
@@ -105,7 +103,7 @@ def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> E
 def table_cases(options: argparse.Namespace) -> list[Case]:
     """The same photographs for everybody."""
     users = {"users": 4} if options.quick else {}
-    found = {name: sized(one, options, **users) for name, one in variants().items()}
+    found = {name: sized(preset(one), options, **users) for name, one in METHODS.items()}
     return [
         Case(name, dataclasses.replace(one, evaluate_every=max(1, one.rounds // EVALUATIONS)))
         for name, one in found.items()
@@ -117,7 +115,7 @@ def learned_cases(options: argparse.Namespace) -> list[Case]:
     rounds = options.rounds or (QUICK["rounds"] if options.quick else 30)
     cases = []
     for name in ("FedNeRF", "DecentNeRF(-L)", "DecentNeRF"):
-        one = sized(variants()[name], options, users=8, overlap=0.5, visitors="mixed")
+        one = sized(preset(METHODS[name]), options, users=8, overlap=0.5, visitors="mixed")
         cases.append(Case(name, dataclasses.replace(one, rounds=rounds, evaluate_every=1)))
     return cases
 
@@ -286,7 +284,7 @@ def costs(row: dict) -> list[str]:
     server, clients = (operations(row["flops"][who]) for who in ("server", "clients"))
     if row["name"] == ALONE:
         return ["–", clients, "–", "–"]
-    if row["name"] in IN_ONE_PLACE:
+    if row["name"] in list(METHODS)[:3]:
         return [clients, "–", "–", "–"]
     return [server, clients, *(f"{row[way] / 1e6:.1f}" for way in ("bytes_up", "bytes_down"))]
 

@@ -7,7 +7,7 @@ import math
 import decent
 import pytest
 import torch
-from decent import CASES, Case, as_summed, averaged, costs, draw, finished, measure, share, variants
+from decent import CASES, Case, as_summed, averaged, costs, draw, finished, measure, share
 
 from fedfields.federation import start_server
 from fedfields.runtime.inprocess import run_rounds
@@ -15,7 +15,6 @@ from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import run, set_up
 from fedfields.runtime.seen import given_away
 from fedfields.scenes.scene import Scene
-from fedfields.strategies import Learned
 from tests.runtime.test_monument import experiment
 
 FULL = argparse.Namespace(size=0, rounds=0, steps=0, quick=False, data=None)
@@ -59,17 +58,6 @@ def test_the_mean_that_is_taken_in_the_open_is_what_fedavg_makes():
     for _, weights in seen.values():
         for key, leaf in step.state.params.items():
             torch.testing.assert_close(weights[key], leaf, rtol=0, atol=1e-6)
-
-
-def test_methods_differ_in_nothing_but_their_parts():
-    found = variants()
-    plain, average, whole = (found[name] for name in ("FedNeRF", "DecentNeRF(-L)", "DecentNeRF"))
-    assert isinstance(whole.strategy, Learned) and average.strategy == whole.strategy.base == plain.strategy
-    assert (average.personal, average.privacy) == (whole.personal, whole.privacy)
-    assert plain.personal is None and plain.privacy == ()
-    assert (
-        len({one.data for one in (plain, average, whole)}) == len({one.local for one in (plain, average, whole)}) == 1
-    )
 
 
 def test_owners_stand_as_the_analyses_say():

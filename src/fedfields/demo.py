@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fedfields.config import Experiment, preset
 from fedfields.scenes.data import Data
-from fedfields.strategies import FedAvg
 
 METHODS = ("local", "maml", "fedmenf", "surrogate")
 
@@ -19,8 +18,8 @@ def place(seed: int) -> dict[str, Experiment]:
 
     What FedNeRF has not: secure sums, learned weights, and a field of each owner's own.
     """
-    base = dataclasses.replace(preset("decentnerf"), evaluate_every=4, seed=seed)
-    plain = dataclasses.replace(base, strategy=FedAvg(momentum=0.5), privacy=(), personal=None)
+    base = dataclasses.replace(preset("decentnerf"), evaluate_every=12, seed=seed)
+    plain = dataclasses.replace(preset("fednerf-ngp"), evaluate_every=12, seed=seed)
     return {"decentnerf": base, "fednerf": plain}
 
 

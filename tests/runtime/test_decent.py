@@ -118,7 +118,7 @@ def test_what_does_not_go_together_is_one_line(capture, tmp_path):  # noqa: F811
 
 
 def test_secure_sums_change_nothing_but_quantisation(capture, tmp_path):  # noqa: F811
-    """Weights of shared parts, learned weights and own parts are those of open uploads, up to steps of a fixed point."""
+    """Shared, learned and own weights are those of open uploads, up to steps of a fixed point."""
     found = []
     for name, privacy in {"open": (), "secret": (SecAgg(),)}.items():
         one = decent(capture, rounds=2, privacy=privacy, local=dataclasses.replace(experiment(capture).local, steps=3))
