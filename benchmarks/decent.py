@@ -92,12 +92,14 @@ def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> E
     if options.data is not None:
         common = {one.name: getattr(given, one.name) for one in dataclasses.fields(Scene) if hasattr(given, one.name)}
         given = Scene(**common | {"path": options.data, "clients": given.users, "partition": "separate"})  # pyright: ignore
-    steps = experiment.local.steps
-    if asked["steps"]:  # A client that has all photographs takes the steps of all.
-        steps = asked["steps"] * steps // preset("decentnerf").local.steps
-    local = dataclasses.replace(experiment.local, steps=steps)
-    rounds = asked["rounds"] or experiment.rounds
-    return dataclasses.replace(experiment, data=given, local=local, rounds=rounds, evaluate_every=rounds, workers=1)
+    whole, rounds = preset("decentnerf"), asked["rounds"] or experiment.rounds
+    share = asked["steps"] / whole.local.steps if asked["steps"] else 1.0
+    local = dataclasses.replace(experiment.local, steps=round(experiment.local.steps * share))
+    changes: dict[str, Any] = {"data": given, "local": local, "rounds": rounds, "evaluate_every": rounds, "workers": 1}
+    if experiment.personal is not None:  # An own part joins after as many steps, however long the run is.
+        after = min(0.5, experiment.personal.after * experiment.rounds / (rounds * share))
+        changes["personal"] = dataclasses.replace(experiment.personal, after=after)
+    return dataclasses.replace(experiment, **changes)
 
 
 def table_cases(options: argparse.Namespace) -> list[Case]:
