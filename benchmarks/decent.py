@@ -79,8 +79,8 @@ class Case(NamedTuple):
     summed: bool = False
 
 
-def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> Experiment:
-    """The experiment with other data, and at the size that the command line asks for."""
+def sized(experiment: Experiment, options: argparse.Namespace, usual: int = 0, **data: Any) -> Experiment:
+    """The experiment with other data, and at the size that the command line asks for; else of so many rounds."""
     asked = {name: getattr(options, name) or (QUICK[name] if options.quick else 0) for name in QUICK}
     if asked["size"]:
         data["size"] = asked["size"]
@@ -92,7 +92,7 @@ def sized(experiment: Experiment, options: argparse.Namespace, **data: Any) -> E
     if options.data is not None:
         common = {one.name: getattr(given, one.name) for one in dataclasses.fields(Scene) if hasattr(given, one.name)}
         given = Scene(**common | {"path": options.data, "clients": given.users, "partition": "separate"})  # pyright: ignore
-    whole, rounds = preset("decentnerf"), asked["rounds"] or experiment.rounds
+    whole, rounds = preset("decentnerf"), asked["rounds"] or usual or experiment.rounds
     share = asked["steps"] / whole.local.steps if asked["steps"] else 1.0
     local = dataclasses.replace(experiment.local, steps=round(experiment.local.steps * share))
     changes: dict[str, Any] = {"data": given, "local": local, "rounds": rounds, "evaluate_every": rounds, "workers": 1}
@@ -114,11 +114,10 @@ def table_cases(options: argparse.Namespace) -> list[Case]:
 
 def learned_cases(options: argparse.Namespace) -> list[Case]:
     """Eight owners, each of whom sees half of what both neighbours see; the even ones have many people in front."""
-    rounds = options.rounds or (QUICK["rounds"] if options.quick else 30)
     cases = []
     for name in ("FedNeRF", "DecentNeRF(-L)", "DecentNeRF"):
-        one = sized(preset(METHODS[name]), options, users=8, overlap=0.5, visitors="mixed")
-        cases.append(Case(name, dataclasses.replace(one, rounds=rounds, evaluate_every=1)))
+        one = sized(preset(METHODS[name]), options, 30, users=8, overlap=0.5, visitors="mixed")
+        cases.append(Case(name, dataclasses.replace(one, evaluate_every=1)))
     return cases
 
 

@@ -349,8 +349,8 @@ _preset(
 )
 
 # Measured on lego with three people before each of 20 owners, 720 steps each: 36 rounds of 20 steps 22.6 dB, 12 of 60
-# 21.5; momentum 0 instead of 0.5 21.5; an occupancy grid that is looked at every 60 steps instead of 20 20.1. The own part
-# joins after 180 steps: after 1,000, of 4,000, the people were in the shared part, and it ended at 17.8 dB.
+# 21.5; momentum 0 instead of 0.5 21.5; an occupancy grid that is looked at every 60 steps instead of 20 20.1. The own
+# part joins after 180 steps: after 1,000, of 4,000, the people were in the shared part, and it ended at 17.8 dB.
 _DECENT: dict[str, Any] = _NGP | {
     "data": Monument(),
     "field": HashGrid(levels=8, log2_rows=14, coarsest=12, finest=160),

@@ -46,7 +46,8 @@ class Personal:
 
     after: float = 0.25
     """Share of the run before it joins. Until then the shared part alone explains everything; without such a start the
-    own parts would swallow the place."""
+    own parts would swallow the place. Some hundred steps are enough: after many more the shared part has taken the
+    people in and will not let go of them, so give a longer run a smaller share."""
 
     codes: int = 0
     """Length of a photograph's transient code (NeRF-W, section 4.2), which density and colour of the own part read; 0
