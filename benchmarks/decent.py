@@ -117,7 +117,7 @@ def learned_cases(options: argparse.Namespace) -> list[Case]:
     cases = []
     for name in ("FedNeRF", "DecentNeRF(-L)", "DecentNeRF"):
         one = sized(preset(METHODS[name]), options, 30, users=8, overlap=0.5, visitors="mixed")
-        cases.append(Case(name, dataclasses.replace(one, evaluate_every=1)))
+        cases.append(Case(name, dataclasses.replace(one, evaluate_every=5)))
     return cases
 
 
