@@ -54,7 +54,7 @@ OVERLAPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALONE = "one owner alone"
 METHODS = {
     ALONE: "nerf-alone",
-    "all photographs, one field": "nerf-pooled",
+    "all in one field": "nerf-pooled",
     "NeRF-W": "nerf-w",
     "FedNeRF": "fednerf-ngp",
     "DecentNeRF(-L)": "decentnerf-l",

@@ -203,7 +203,9 @@ def test_baselines_differ_from_decentnerf_in_what_they_say():
         one = preset(name)
         assert one.data == dataclasses.replace(whole.data, sharing=sharing)
         assert one.rounds * one.cohort * one.local.steps == whole.rounds * share * whole.local.steps
-        same = {key: getattr(whole, key) for key in ("data", "local", "personal", "cohort", "strategy", "privacy")}
+        others = ("data", "rays", "local", "personal", "cohort", "strategy", "privacy")
+        same = {key: getattr(whole, key) for key in others}
+        assert one.rays == dataclasses.replace(whole.rays, refresh=one.rays.refresh)
         assert dataclasses.replace(one, **same) == whole and one.privacy == () and one.strategy == FedAvg()
         assert (one.personal is None) == (name != "nerf-w")
     own = preset("nerf-w").personal
