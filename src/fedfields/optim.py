@@ -50,7 +50,7 @@ class Adam:
         from torch.optim.adam import adam
 
         new, mean, square = (
-            [each.clone(memory_format=torch.contiguous_format) for each in part.values()]
+            [part[key].clone(memory_format=torch.contiguous_format) for key in params]
             for part in (params, state["mean"], state["square"])
         )
         counts = [state["step"]["count"].clone() for _ in new]

@@ -216,7 +216,8 @@ class PlaceSetup(NamedTuple):
 
     def _draw_content(self, images: Path, see: Viewer, uploads: Uploads) -> None:
         """A contact sheet with a column for each of some owners: before, after, the truth, what the server has."""
-        seen = thinned(tuple(self._seen_of(uploads).items()), SHOWN)
+        few = uploads._replace(last=dict(thinned(sorted(uploads.last.items()), SHOWN)))
+        seen = self._seen_of(few).items()
         named = {"sum": "the server's secure sum", "upload": "the owner's last upload"}[self._whose]
         columns = [self._column(i, see, server) for i, server in seen]
         names = ["before: a photograph", "after: the shared field", "the truth", named]
@@ -235,12 +236,8 @@ class PlaceSetup(NamedTuple):
     def _column(self, owner: int, see: Viewer, server: Viewer) -> list[Cell]:
         """What an owner's camera saw, and what is rendered in its place."""
         shot = self.most_telling(self.federation.clients[owner].name)
-        view, clean, content = (
-            (shot.photo.pose, shot.photo.camera),
-            shot.clean / 255,
-            content_of(server.colours, [shot]),
-        )
-        shared = see.picture(*view)
+        view, clean = (shot.photo.pose, shot.photo.camera), shot.clean / 255
+        shared, content = see.picture(*view), content_of(server.colours, [shot])
         return [
             Cell(shot.photo.colours / 255),
             Cell(shared, f"{psnr(shared, clean):.1f} dB"),
