@@ -391,6 +391,11 @@ _preset(
     **_POOLED | {"personal": dataclasses.replace(_DECENT["personal"], after=0.0, codes=8, beta=0.03, weight=0.01)},
 )
 _preset(
+    "nerf-owners",
+    "one client has the photographs of all owners of decentnerf, knows whose each is, and has an own part for each",
+    **_POOLED | {"data": Monument(sharing="grouped")},
+)
+_preset(
     "nerf-pooled",
     "one client has the photographs of all owners of decentnerf, and one field for everything",
     **_POOLED | {"personal": None},

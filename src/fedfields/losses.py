@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedfields import tree
-from fedfields.fields.personal import TRANSIENT, Joint, Parts
+from fedfields.fields.personal import TRANSIENT, Joint, Parts, of_owner, together
 from fedfields.lazy import torch
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, along, march_rays, view_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, march, render_pair
-from fedfields.types import Batch, Client, Params, Visible, VisibleLoss
+from fedfields.types import Batch, Client, Params, Task, Visible, VisibleLoss
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -63,6 +63,7 @@ class RadianceLoss:
     settings: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
+        params = of_owner(params, batch.inputs.owner)
         watched = _Watched(self.field, params)
         *coarse, seen = self.see(params, batch.inputs, watched)
         error = watched.error(
@@ -125,6 +126,7 @@ class MarchedLoss:
     """What the grid knows, ``[G, G, G]``; without it, everything counts as occupied."""
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
+        params = of_owner(params, batch.inputs.owner)
         rays, watched = _in_its_light(params, batch.inputs), _Watched(self.field, params)
         seen, samples = march_rays(watched, rays, self.settings, self.occupied, self.settings.samples)
         error = watched.error(
@@ -225,21 +227,21 @@ def _field_at(field: Any, progress: float) -> Any:
 def _own(field: Any, client: Client, generator: Generator) -> Params:
     """A client's leaves: an appearance code for each photograph, if the field reads any, and an own part if it has one.
 
-    Appearance codes are zeros, the neutral look, at first.
+    Appearance codes are zeros, the neutral look, at first. A client with the photographs of several owners, one task
+    each, has an own part for each of them: leaves ``[owners, ...]``.
     """
     length, own = getattr(field, "appearance", 0), {}
     if length:
-        own[CODES] = torch.zeros(_photos(client), length)
+        own[CODES] = torch.zeros(_photos(client.train[0]), length)
     if isinstance(field, Joint):
-        own |= field.own(_photos(client), generator)
+        parts = [field.own(_photos(task), generator) for task in client.train]
+        own |= parts[0] if len(parts) == 1 else together(parts)
     return own
 
 
-def _photos(client: Client) -> int:
-    """How many photographs a client has."""
-    if len(client.train) != 1:
-        raise ValueError(f"{client.name} has {len(client.train)} places; codes are for photographs of one")
-    return len(client.train[0].support.photos)  # pyright: ignore[reportAttributeAccessIssue]
+def _photos(task: Task) -> int:
+    """How many photographs a task has."""
+    return len(task.support.photos)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _in_its_light(params: Params, rays: Rays) -> Rays:

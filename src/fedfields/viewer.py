@@ -14,7 +14,7 @@ from fedfields.rendering.cameras import Camera
 from fedfields.runtime.places import Viewer, depth_picture, set_up_place, thinned
 from fedfields.runtime.products import Trained, load_trained
 from fedfields.scenes.tour import Tour
-from fedfields.scenes.views import Photo, photo_rays
+from fedfields.scenes.views import Photo, photo_rays, photos_of
 
 SCALES = (8, 4, 2, 1)
 """Divisors of the final resolution, one after the other while the camera rests."""
@@ -133,7 +133,7 @@ def _photos(trained: Trained) -> tuple[Photo, ...]:
         place = set_up_place(trained.experiment).federation
     except UserError:
         return ()
-    return thinned(tuple(photo for client in place.clients for photo in client.train[0].support.photos), PHOTOS)  # pyright: ignore
+    return tuple(thinned(photos_of(place.clients), PHOTOS))
 
 
 def _add_photo(server: Any, photo: Photo) -> None:

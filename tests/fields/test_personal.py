@@ -9,7 +9,7 @@ import torch
 from fedfields import tree
 from fedfields.fields import CoarseFine, HashGrid, Joint, Nerf, Personal
 from fedfields.fields.hashgrid import harmonics
-from fedfields.fields.personal import OWN, TRANSIENT
+from fedfields.fields.personal import OWN, TRANSIENT, together
 from fedfields.kernels.hashing import hash_encode
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.rendering.compositing import composite
@@ -38,9 +38,9 @@ def points(count=50):
     return positions, directions
 
 
-def weights(joint=JOINT, photos=3):
+def weights(joint=JOINT, photos=3, seed=2):
     """Of both parts, and codes of three photographs: larger than new ones, and features as large as codes."""
-    own = joint.own(photos, seeded(2))
+    own = joint.own(photos, seeded(seed))
     if joint.appearance:
         own |= {CODES: 0.3 * torch.randn(photos, joint.appearance, generator=seeded(4))}
     scale = {"table": 10_000, f"{OWN}table": 10_000}
@@ -147,6 +147,25 @@ def test_the_occupancy_grid_knows_what_is_in_one_photograph_alone():
     full, _ = MarchedLoss(coded, MARCHED).refreshed(params, {}, seeded())
     assert empty.densities is not None and float(empty.densities.max()) < 2
     assert full.densities is not None and float(full.densities.min()) == pytest.approx(25 * 12, rel=0.01)
+
+
+@pytest.mark.parametrize("loss", [MarchedLoss(JOINT, MARCHED), RadianceLoss(JOINT, DENSE)], ids=["marched", "dense"])
+def test_one_client_with_the_photographs_of_many_owners_has_a_part_for_each(loss):
+    """A batch of one owner's is the loss of this owner's client, and says nothing of the others' parts."""
+    shared = {key: leaf for key, leaf in weights().items() if not key.startswith(OWN)}
+    mine = [weights(seed=10 + i) for i in range(3)]
+    mine = [{key: leaf for key, leaf in part.items() if key.startswith(OWN)} for part in mine]
+    grouped = {key: leaf.requires_grad_() for key, leaf in together(mine).items()}
+    for i, part in enumerate(mine):
+        batch = batch_of(dtype=torch.float32)
+        batch = batch._replace(inputs=batch.inputs._replace(owner=torch.full((20,), i)))
+        found, wanted = loss(shared | grouped, batch), loss(shared | part, batch_of(dtype=torch.float32))
+        assert torch.equal(found, wanted)
+        for grad in torch.autograd.grad(found, list(grouped.values())):
+            assert float(grad[i].abs().max()) > 0
+            assert float(grad[torch.arange(3) != i].abs().max()) == 0
+    alone = torch.stack([JOINT.density(shared | part, points()[0]) for part in mine])
+    assert torch.equal(JOINT.density(shared | grouped, points()[0]), alone.amax(0))
 
 
 class Fog:

@@ -12,6 +12,7 @@ from fedfields.audit.content import content_of, over_owners
 from fedfields.cli import main
 from fedfields.config import DATA, choose, from_json, preset, to_json
 from fedfields.errors import UserError
+from fedfields.federation import own_leaves
 from fedfields.fields import HashGrid, Personal
 from fedfields.objectives import Fit
 from fedfields.privacy import SecAgg
@@ -200,7 +201,12 @@ def test_baselines_differ_from_decentnerf_in_what_they_say():
     plain = dataclasses.replace(whole, strategy=whole.strategy.base)
     assert preset("decentnerf-l") == plain and isinstance(plain.strategy, FedAvg)
     assert preset("fednerf-ngp") == dataclasses.replace(plain, privacy=(), personal=None)
-    for name, sharing, share in (("nerf-w", "pooled", 20), ("nerf-pooled", "pooled", 20), ("nerf-alone", "alone", 1)):
+    for name, sharing, share in (
+        ("nerf-w", "pooled", 20),
+        ("nerf-owners", "grouped", 20),
+        ("nerf-pooled", "pooled", 20),
+        ("nerf-alone", "alone", 1),
+    ):
         one = preset(name)
         assert one.data == dataclasses.replace(whole.data, sharing=sharing)
         assert one.rounds * one.cohort * one.local.steps == whole.rounds * share * whole.local.steps
@@ -208,13 +214,14 @@ def test_baselines_differ_from_decentnerf_in_what_they_say():
         same = {key: getattr(whole, key) for key in others}
         assert one.rays == dataclasses.replace(whole.rays, refresh=one.rays.refresh)
         assert dataclasses.replace(one, **same) == whole and one.privacy == () and one.strategy == FedAvg()
-        assert (one.personal is None) == (name != "nerf-w")
+        assert (one.personal is None) == (name in ("nerf-pooled", "nerf-alone"))
+    assert preset("nerf-owners").personal == whole.personal
     own = preset("nerf-w").personal
     assert own is not None and own.codes and own.beta
     assert choose(preset("nerf-w"), "data", "capture").data == dataclasses.replace(DATA["capture"], sharing="pooled")
 
 
-@pytest.mark.parametrize("name, photos", [("nerf-w", 6), ("nerf-pooled", 6), ("nerf-alone", 2)])
+@pytest.mark.parametrize("name, photos", [("nerf-w", 6), ("nerf-owners", 6), ("nerf-pooled", 6), ("nerf-alone", 2)])
 def test_one_client_trains_on_what_it_was_given(tmp_path, name, photos):
     """What can be seen of the people is judged in all of its photographs."""
     base, small = preset(name), experiment()
@@ -227,6 +234,22 @@ def test_one_client_trains_on_what_it_was_given(tmp_path, name, photos):
     assert summary["content"]["owners"] == 1 and summary["content"]["leak"] == pytest.approx(wanted.leak, abs=1e-6)
     with pytest.raises(UserError, match="there are only 1 clients"):
         run(dataclasses.replace(one, cohort=3, privacy=(SecAgg(),)), tmp_path / "sums")
+
+
+def test_an_own_part_for_each_owner_is_trained_by_that_owner_s_photographs(tmp_path):
+    """One client with the tasks of all owners: every part moves, and codes, which it cannot number, are refused."""
+    small = experiment()
+    data = dataclasses.replace(small.data, sharing="grouped")
+    one = dataclasses.replace(small, data=data, cohort=1, privacy=(), personal=Personal(after=0.0))
+    one = dataclasses.replace(one, local=dataclasses.replace(small.local, steps=20))
+    run(one, tmp_path / "r")
+    own = load(tmp_path / "r" / "checkpoints").memories[0]["own"]
+    fresh = own_leaves(set_up(one).context.loss, set_up(one).federation.clients[0], one.seed)
+    assert {key: leaf.shape for key, leaf in own.items()} == {key: leaf.shape for key, leaf in fresh.items()}
+    assert all(leaf.shape[0] == 3 for leaf in own.values())
+    assert all(float((own[key][i] - fresh[key][i]).abs().max()) > 0 for key in own for i in range(3))
+    with pytest.raises(UserError, match=r"codes of photographs go with --data\.sharing pooled"):
+        run(dataclasses.replace(one, personal=Personal(codes=2)), tmp_path / "codes")
 
 
 def test_the_command_line_reaches_both(tmp_path, capsys):

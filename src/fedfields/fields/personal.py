@@ -10,7 +10,7 @@ its own. It may read a code of each photograph, so that those of one owner can d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -183,17 +183,39 @@ class Joint:
         return self.parts(params, *at)[:2]
 
     def density(self, params: Params, positions: Tensor) -> Tensor:
-        """``[N]``, of both together: where photographs have transient codes, in the one that shows most there."""
+        """``[N]``, of both together: where photographs have transient codes, in the one that shows most there; where
+        there are own parts of many owners, with the one that is densest there."""
         shared, mine = _split(params)
         density = self.field.density(shared, positions)
         if not mine:
             return density
         shifts = _shift(mine, params[TRANSIENT]) if TRANSIENT in params else None
-        return density + self.personal.field.density(mine, positions, shifts)
+        owners = _each(mine)
+        return density + torch.stack([self.personal.field.density(one, positions, shifts) for one in owners]).amax(0)
 
     def _light(self, codes: Tensor | None) -> tuple[Tensor, ...]:
         """The appearance codes among the codes of photographs, if the shared part reads any."""
         return () if codes is None or not self.appearance else (codes[:, : self.appearance],)
+
+
+def together(parts: Sequence[Params]) -> Params:
+    """The own parts of many owners in the hands of one client: leaves ``[owners, ...]``."""
+    return {key: torch.stack([one[key] for one in parts]) for key in parts[0]}
+
+
+def _each(mine: Params) -> list[Params]:
+    """The own parts by owner, of one owner or of many."""
+    if mine["table"].dim() == 3:
+        return [mine]
+    return [{key: leaf[i] for key, leaf in mine.items()} for i in range(len(mine["table"]))]
+
+
+def of_owner(params: Params, owner: Tensor | None) -> Params:
+    """The weights with the own part of the one owner ``[R]`` of some rays, where a client has those of many."""
+    if owner is None:
+        return params
+    which = int(owner[0])
+    return {key: leaf[which] if key.startswith(OWN) else leaf for key, leaf in params.items()}
 
 
 def _shift(params: Params, codes: Tensor) -> Tensor:

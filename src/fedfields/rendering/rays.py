@@ -37,6 +37,8 @@ class Rays(NamedTuple):
         photo: ``[R]`` int64, which of the owner's photographs each ray is from.
         codes: ``[R, A]``, the appearance that each ray is to be seen in; without it, the neutral one. Behind it stand
             any transient codes ``[R, T]`` of the photographs, which an owner's own part reads.
+        owner: ``[R]`` int64, whose photograph each ray is from, where one client has those of many; in a batch that
+            is trained on, the same for all rays.
     """
 
     origins: Tensor
@@ -47,6 +49,7 @@ class Rays(NamedTuple):
     background: Tensor | None = None
     photo: Tensor | None = None
     codes: Tensor | None = None
+    owner: Tensor | None = None
 
     def chosen(self, index: Tensor | slice) -> Rays:
         """The rays at ``index``, in its order."""

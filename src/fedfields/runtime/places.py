@@ -315,10 +315,13 @@ def _with_own_part(experiment: Experiment) -> Any:
     """The experiment's field, with a part of each owner's own if it has one.
 
     Raises:
-        UserError: low-rank weights cannot go with it.
+        UserError: low-rank weights cannot go with it, or codes with an own part for each of many owners.
     """
     if experiment.personal is not None and experiment.compression is not None:
         raise UserError("low-rank weights do not go with a personal field yet; leave out one of them")
+    codes = getattr(experiment.field, "appearance", 0) or (experiment.personal and experiment.personal.codes)
+    if codes and experiment.data.sharing == "grouped":  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError("codes of photographs go with --data.sharing pooled; grouped has an own part for each owner")
     return experiment.field if experiment.personal is None else Joint(experiment.field, experiment.personal)
 
 

@@ -26,7 +26,7 @@ from fedfields.scenes.sdf import (
     look,
 )
 from fedfields.scenes.tour import Tour
-from fedfields.scenes.views import Photo, RaySignal
+from fedfields.scenes.views import Photo
 from fedfields.scenes.visitors import (
     Crowd,
     Occluded,
@@ -39,7 +39,6 @@ from fedfields.scenes.visitors import (
     rays_of,
 )
 from fedfields.seeds import generator
-from fedfields.types import Client, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +81,8 @@ class Monument:
 
     sharing: Sharing = "federated"
     """What owners share. Federated: weights. Pooled: the photographs themselves, people in front and all, on which one
-    client trains (centralised). Alone: nothing, and only the first owner trains."""
+    client trains (centralised). Grouped: the same, by a client that knows whose each is, with an own part for
+    every owner. Alone: nothing, and only the first owner trains."""
 
     def __post_init__(self) -> None:
         if min(self.users, self.views, self.size) < 1:
@@ -117,13 +117,10 @@ class Monument:
             jitters: see `RaySignal`.
             seed: decides how high cameras are held, and what visitors look like.
         """
-        shots = in_hands([self._owner(owner, seed) for owner in range(self.users)], self.sharing)
-        clients = []
-        for i, mine in enumerate(shots):
-            signal, name = RaySignal(tuple(one.photo for one in mine), jitters), f"client-{i}"
-            clients.append(Client(name, (Task(signal, signal, name),)))
-        scored = () if self.visitors == "none" else tuple(shots)
-        return Place(tuple(clients), self._tests(), Frame((0.0, 0.0, 0.0), 1.0, "white"), (), occluded=scored)
+        shots = [self._owner(owner, seed) for owner in range(self.users)]
+        clients, scored = in_hands(shots, self.sharing, jitters)
+        frame = Frame((0.0, 0.0, 0.0), 1.0, "white")
+        return Place(clients, self._tests(), frame, (), occluded=() if self.visitors == "none" else scored)
 
     def _owner(self, owner: int, seed: int) -> tuple[Occluded, ...]:
         """An owner's photographs, evenly spread over the sector."""

@@ -86,7 +86,8 @@ class Scene:
 
     sharing: Sharing = "federated"
     """What owners share. Federated: weights. Pooled: the photographs themselves, visitors and all, on which one client
-    trains (centralised). Alone: nothing, and only the first owner trains."""
+    trains (centralised). Grouped: the same, by a client that knows whose each is, with an own part for every owner.
+    Alone: nothing, and only the first owner trains."""
 
     def __post_init__(self) -> None:
         if self.clients < 1:
@@ -119,19 +120,18 @@ class Scene:
         self._check_enough(len(train))
         known = frame.background == "white"
 
-        def owner(name: str, photos: Sequence[Photo]) -> Client:
-            signal = RaySignal(tuple(photos), jitters, known)
-            return Client(name, (Task(signal, signal, name),))
-
         common, private = drawn(train, self.public, generator(seed, "public"))
         shares = self._shares(private, capture)
-        shots = in_hands([self._visited(i, share, seed) for i, share in enumerate(shares)], self.sharing)
-        clients = [owner(f"client-{i}", [one.photo for one in mine]) for i, mine in enumerate(shots)]
+        shots = [self._visited(i, share, seed) for i, share in enumerate(shares)]
+        clients, scored = in_hands(shots, self.sharing, jitters, known)
         tests = spread([view for view in capture.views if view.split == "test"], self.tests)
         photos = tuple(load_photo(view, frame, view.scale_to(self.size)) for view in tests)
-        public = owner("public", common) if common else None
+        public = None
+        if common:
+            signal = RaySignal(tuple(common), jitters, known)
+            public = Client("public", (Task(signal, signal, "public"),))
         notes = capture.problems + frame_notes(self.path, capture, frame)
-        return Place(tuple(clients), photos, frame, notes, public, () if self.visitors == "none" else tuple(shots))
+        return Place(clients, photos, frame, notes, public, () if self.visitors == "none" else scored)
 
     def _check_enough(self, photos: int) -> None:
         """Raises UserError if there are not enough training photographs."""

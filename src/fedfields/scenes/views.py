@@ -85,6 +85,9 @@ class RaySignal:
     known_background: bool = True
     """Whether what is behind the scene is known; else each ray is drawn before a random colour."""
 
+    owner: int | None = None
+    """Whose they are, where one client has the photographs of many owners and knows whose each is."""
+
     painted: Tensor | None = field(default=None, init=False, repr=False)
     """``[V, h, w, 3]``, colours in place of those of the photographs (see :meth:`like`)."""
 
@@ -169,7 +172,8 @@ class RaySignal:
         view = torch.searchsorted(store.ends, index, right=True)
         local = store.directions[store.first[view] + store.pixels[index]]
         poses = store.poses[view]
-        return in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])._replace(photo=view)
+        rays = in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])
+        return rays._replace(photo=view, owner=None if self.owner is None else torch.full_like(view, self.owner))
 
 
 def photos_of(clients: Sequence[Client]) -> list[Photo]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from fedfields.lazy import torch
 from fedfields.rendering.rays import Rays
 from fedfields.scenes.sdf import Capsule, Part, Plain, SmoothUnion, Sphere, Stripes, Vector, joined, look
-from fedfields.scenes.views import Photo, photo_rays
+from fedfields.scenes.views import Photo, RaySignal, photo_rays
 from fedfields.seeds import generator
+from fedfields.types import Client, Task
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -50,15 +51,38 @@ class Occluded(NamedTuple):
     mask: Tensor
 
 
-Sharing = Literal["federated", "pooled", "alone"]
-"""What owners share: weights; the photographs, with one client that trains on all; nothing, one owner trains alone."""
+Sharing = Literal["federated", "pooled", "grouped", "alone"]
+"""What owners share: weights; the photographs, with one client that trains on all, and that does not know whose they
+are, or does; nothing, one owner trains alone."""
 
 
-def in_hands(shots: Sequence[Sequence[Occluded]], sharing: Sharing) -> list[tuple[Occluded, ...]]:
-    """Photographs by the client that trains on them, from those by owner."""
-    if sharing == "pooled":
-        return [tuple(itertools.chain.from_iterable(shots))]
-    return [tuple(mine) for mine in (shots[:1] if sharing == "alone" else shots)]
+def in_hands(
+    shots: Sequence[Sequence[Occluded]], sharing: Sharing, jitters: int, known_background: bool = True
+) -> tuple[tuple[Client, ...], tuple[tuple[Occluded, ...], ...]]:
+    """Who trains, and on which photographs, from those by owner.
+
+    Args:
+        shots: of each owner.
+        sharing: what they share. A client that knows whose photographs are has a task for each owner.
+        jitters: see `RaySignal`.
+        known_background: see `RaySignal`.
+    """
+    everything = [one for mine in shots for one in mine]
+    by_client = {
+        "federated": [[mine] for mine in shots],
+        "pooled": [[everything]],
+        "grouped": [list(shots)],
+        "alone": [[mine] for mine in shots[:1]],
+    }[sharing]
+    clients = []
+    for i, groups in enumerate(by_client):
+        name, tasks = f"client-{i}", []
+        for owner, mine in enumerate(groups):
+            whose = owner if sharing == "grouped" else None
+            signal = RaySignal(tuple(one.photo for one in mine), jitters, known_background, whose)
+            tasks.append(Task(signal, signal, name))
+        clients.append(Client(name, tuple(tasks)))
+    return tuple(clients), tuple(tuple(itertools.chain.from_iterable(groups)) for groups in by_client)
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
