@@ -3,7 +3,7 @@
     python benchmarks/decent.py table|learned|users|overlap [--data DIR] [--size N] [--rounds N] [--steps N] [--seeds N]
                                                             [--out DIR] [--quick] [--json]
 
-    table    NeRF-W and own parts in one place, FedNeRF, DecentNeRF(-L), DecentNeRF on the same photographs (table 1, figure 7a)
+    table    in one place, FedNeRF, DecentNeRF(-L), DecentNeRF on the same photographs (table 1, figure 7a)
     learned  learned weights against FedAvg, eight owners with many and few people in front in turn (figure 4)
     users    1 to 20 owners, each of whom shares half of a view with the next (figure 7c)
     overlap  two owners whose views have nothing, something or all in common (figure 7c)
