@@ -29,12 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from fednerf import save_chart
 
 from fedfields.config import Experiment, preset, to_json
 from fedfields.errors import UserError
 from fedfields.federation import start_server
-from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.report.figures import DECIBELS, Line, over_rounds, save_chart
 from fedfields.report.text import operations
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.cost import flops

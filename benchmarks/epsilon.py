@@ -19,13 +19,12 @@ import tempfile
 from pathlib import Path
 
 from dp_accounting import get_sigma_gaussian
-from fednerf import save_chart
 from scipy.stats import spearmanr
 
 from fedfields.config import Experiment, preset
 from fedfields.federation import sample_cohort
 from fedfields.privacy import Noise
-from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.report.figures import DECIBELS, Line, over_rounds, save_chart
 from fedfields.runtime.run import clean, run
 from fedfields.scenes.data import Data
 from fedfields.seeds import generator

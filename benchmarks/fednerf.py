@@ -25,13 +25,11 @@ from fedfields.config import Experiment, preset
 from fedfields.errors import UserError
 from fedfields.fields import CoarseFine, LowRank, Nerf
 from fedfields.objectives import Fit
-from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.report.figures import DECIBELS, Line, over_rounds, save_chart
 from fedfields.scenes.scene import Scene
-from fedfields.store import read_json, write_text
+from fedfields.store import read_json
 
 OWNERS, PUBLIC, TESTS = 4, 20, 5
-PALETTE = {"card": "#fff", "ink-2": "#444", "grid": "#e6e6e6", "rule": "#888", "floor": "#888"}
-INKS = ("#555", "#1b6ca8", "#c2491d", "#3b8132", "#8e44ad", "#b8860b", "#008080")
 
 
 def base(data: Path, quick: bool) -> Experiment:
@@ -109,18 +107,6 @@ def draw(rows: list[dict], path: Path) -> None:
         for look, (name, merges) in enumerate(curves.items(), 1)
     ]
     save_chart(over_rounds("PSNR of test photographs by merge", lines, DECIBELS), path)
-
-
-def save_chart(svg: str, path: Path) -> None:
-    """A chart of a report as a picture of its own, with the colours and fonts that the page would give it."""
-    colours = PALETTE | {f"s{i}": ink for i, ink in enumerate(INKS)}
-    variables = "".join(f"--{name}:{ink};" for name, ink in colours.items())
-    style = (
-        f"svg{{{variables}background:var(--card);font-family:sans-serif}}text{{font-size:11px;fill:var(--ink-2)}}"
-        ".end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:var(--grid)}.axis{stroke:var(--rule)}"
-    )
-    head, rest = svg.split(">", 1)
-    write_text(path, f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n')
 
 
 def show(rows: list[dict]) -> None:

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import torch
 from attacks import ATTACKS
-from fednerf import save_chart
 
 from fedfields import tree
 from fedfields.federation import (
@@ -43,7 +42,7 @@ from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr
 from fedfields.objectives import Fit
 from fedfields.optim import Sgd
-from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.report.figures import DECIBELS, Line, over_rounds, save_chart
 from fedfields.scenes.arrays import ArraySignal
 from fedfields.scenes.data import Data
 from fedfields.seeds import generator

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fednerf import save_chart
 from scipy.optimize import linear_sum_assignment
 
 from fedfields.audit import AuditResult, AuditSettings, Observation, audit
@@ -36,7 +35,7 @@ from fedfields.losses import FieldLoss
 from fedfields.metrics import psnr
 from fedfields.objectives import Fit, Inner
 from fedfields.privacy import SecAgg
-from fedfields.report.figures import DECIBELS, Line, over_rounds
+from fedfields.report.figures import DECIBELS, Line, over_rounds, save_chart
 from fedfields.runtime.secure import encoding, settings_of, sum_reports
 from fedfields.scenes.data import Data
 from fedfields.seeds import generator

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from fedfields.report.text import esc
+from fedfields.store import write_text
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 440, 290, 44, 28, 246
 """The drawing, its left edge and the two ends of the vertical axis; the page stretches it to its column."""
@@ -15,6 +17,10 @@ DECIBELS = "dB"
 """The unit whose charts keep a span of at least 5, so that tenths never look like a gulf."""
 FLOOR = -1
 """The look of what needs no upload."""
+
+PALETTE = {"card": "#fff", "ink-2": "#444", "grid": "#e6e6e6", "rule": "#888", "floor": "#888"}
+INKS = ("#555", "#1b6ca8", "#c2491d", "#3b8132", "#8e44ad", "#b8860b", "#008080")
+"""Colours of a chart outside a page: of the drawing, and of the lines."""
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -240,3 +246,15 @@ def _labels(labels: Sequence[Label], marks: Sequence[tuple[float, float]] = ()) 
 
 def _free(start: float, end: float, y: float, taken: Sequence[tuple[float, float, float]]) -> bool:
     return all(end < left or start > right or abs(y - middle) > 11 for left, right, middle in taken)
+
+
+def save_chart(svg: str, path: Path) -> None:
+    """A chart of a report as a picture of its own, with the colours and fonts that the page would give it."""
+    colours = PALETTE | {f"s{i}": ink for i, ink in enumerate(INKS)}
+    variables = "".join(f"--{name}:{ink};" for name, ink in colours.items())
+    style = (
+        f"svg{{{variables}background:var(--card);font-family:sans-serif}}text{{font-size:11px;fill:var(--ink-2)}}"
+        ".end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:var(--grid)}.axis{stroke:var(--rule)}"
+    )
+    head, rest = svg.split(">", 1)
+    write_text(path, f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n')
