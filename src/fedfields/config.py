@@ -393,7 +393,7 @@ _preset(
 _preset(
     "nerf-owners",
     "one client has the photographs of all owners of decentnerf, knows whose each is, and has an own part for each",
-    **_POOLED | {"data": Monument(sharing="grouped")},
+    **_POOLED | {"data": Monument(sharing="grouped"), "personal": dataclasses.replace(_DECENT["personal"], after=0.0)},
 )
 _preset(
     "nerf-pooled",
