@@ -23,9 +23,9 @@ def place(seed: int) -> dict[str, Experiment]:
 
 
 def _short(base: Experiment, seed: int) -> Experiment:
-    """A preset of places in half of its rounds; own parts join later, which is better here (19.8 dB against 19.0)."""
-    personal = None if base.personal is None else dataclasses.replace(base.personal, after=0.45)
-    return dataclasses.replace(base, personal=personal, rounds=30, evaluate_every=15, seed=seed)
+    """A preset of places with eight owners of ten photographs each: as many photographs in half of the time."""
+    data = dataclasses.replace(base.data, users=8, views=10)  # pyright: ignore[reportCallIssue]
+    return dataclasses.replace(base, data=data, cohort=8, evaluate_every=20, seed=seed)
 
 
 def images(seed: int) -> dict[str, Experiment]:

@@ -56,8 +56,9 @@ def test_owners_train_on_what_they_photographed(place):
 
 
 def test_heavy_and_light_visitors_cover_as_much_as_in_the_study(place):
+    """There 7 to 27 % by owner, and 1.5 %; two photographs may be two from high up."""
     covered = [torch.stack([one.mask for one in shots]).float().mean().item() for shots in place.occluded]
-    assert all(0.08 < share < 0.3 for share in covered[::2])
+    assert all(0.05 < share < 0.3 for share in covered[::2])
     assert all(0.004 < share < 0.03 for share in covered[1::2])
 
 
@@ -117,7 +118,7 @@ def test_sectors_follow_one_another(sector, overlap, turn):
         ({"tests": -1}, "tests is -1"),
         ({"users": 2, "overlap": 0.6}, "2 users with an overlap of 0.6 would each go around more than once"),
         ({"visitors": "many"}, "visitors is 'many'; it must be one of none, light, heavy, mixed"),
-        ({"sharing": "all"}, "sharing is 'all'; it must be one of federated, pooled, alone"),
+        ({"sharing": "all"}, "sharing is 'all'; it must be one of federated, pooled, grouped, alone"),
     ],
 )
 def test_impossible_monuments_are_refused(wrong, said):

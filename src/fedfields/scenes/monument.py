@@ -49,8 +49,9 @@ GROUND = -0.55
 TOUR = Tour(radius=2.6, view=0.74)
 """How far away cameras stand, and how wide they see."""
 
-ELEVATIONS = (0.14, 0.55)
-"""Lowest and highest angle of a camera above the horizon, in radians."""
+ELEVATIONS = (0.3, 0.85)
+"""Lowest and highest angle of a camera above the horizon, in radians: as from the slopes around it. People who stand on the
+ground before it cover less of it than they would from below."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Monument:
     """Degrees around the temple within which an owner's photographs are taken; 0 for as many as owners who stand side
     by side, with the given overlap, need to go around it once."""
 
-    overlap: float = 0.0
-    """Share of an owner's sector that the next one's also covers, less than 1."""
+    overlap: float = 0.5
+    """Share of an owner's sector that the next one's also covers, less than 1; no matter where there is no next one."""
 
     visitors: Crowd = "heavy"
     """Who stands in front, other people for each owner: heavy, three of them; light, one, and small; mixed, in turn."""
@@ -104,7 +105,8 @@ class Monument:
     @property
     def width(self) -> float:
         """Of a sector, in radians."""
-        return math.radians(self.sector) or math.tau / self.users / (1 - self.overlap)
+        around = math.tau if self.users == 1 else math.tau / self.users / (1 - self.overlap)
+        return math.radians(self.sector) or around
 
     def turn(self, owner: int) -> float:
         """The middle of an owner's sector, in radians."""
