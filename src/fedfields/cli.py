@@ -539,7 +539,7 @@ def _demo(arguments: list[str]) -> int:
         )
         return demo.demo(demo.images(settings.seed), settings.out)
     console.print(
-        "Twenty visitors photograph a temple, each with other people in front. They share the temple, not the people."
+        "Eight visitors photograph a temple, each with other people in front. They share the temple, not the people."
     )
     return demo.demo(demo.place(settings.seed), settings.out)
 
