@@ -366,3 +366,29 @@ def composite_backward(
             passed *= math.exp(-density[i] * delta[i])
             behind -= weights[i] * q
             of_density[i] = _F(delta[i] * (passed * q - behind))
+
+
+@compiled
+def average_voxels(
+    density: np.ndarray, sh: np.ndarray, visits: np.ndarray, weight: np.ndarray, rows: np.ndarray,
+    new_density: np.ndarray, new_sh: np.ndarray, new_visits: np.ndarray,
+    kept: float, replace: bool, debias: bool, first: int, last: int,
+) -> None:  # fmt: skip
+    """``V <- kept V + (1 - kept) V~`` (Suzuki 2023, eq. 4), in place, where bricks first to last of V~ were visited.
+
+    Brick b of V~ goes to brick ``rows[b]`` of V; ``[N, 512]``, sh ``[N, 512, 27]``. ``weight`` is what the weights of
+    contributions in V sum up to; see `fedfields.mapping.merge.Mixing` for the first one.
+    """
+    for b in range(first, last):
+        n = rows[b]
+        for i in range(new_visits.shape[1]):
+            if new_visits[b, i] == 0:
+                continue
+            fresh = visits[n, i] == 0
+            old, new = (_F(0), _F(1)) if fresh and replace else (_F(kept), _F(1.0 - kept))
+            density[n, i] = old * density[n, i] + new * new_density[b, i]
+            for k in range(sh.shape[2]):
+                sh[n, i, k] = old * sh[n, i, k] + new * new_sh[b, i, k]
+            weight[n, i] = _F(1) if fresh and not debias else _F(kept * weight[n, i] + (1.0 - kept))
+            if visits[n, i] < 65535:
+                visits[n, i] += 1
