@@ -54,6 +54,15 @@ class Index:
             version = node.get(_child(above, key), 0)
         return version
 
+    def lives(self, version: int, writer: int) -> bool:
+        """Whether a version still has any of the nodes that the version ``writer`` wrote."""
+        for name in self._nodes(writer):
+            tree, level, *place = name.split()
+            x, y, z = (int(part) << BITS * int(level) for part in place)
+            if self.find(version, tree, (x, y, z), int(level)) == writer:
+                return True
+        return False
+
     def within(self, version: int, tree: str, low: Key, high: Key) -> Iterator[tuple[Key, int]]:
         """The leaves of a version between two corners, both included, and their pointers, neighbours near each other."""
         return self._within(version, tree, LEVELS, (0, 0, 0), low, high)
