@@ -118,8 +118,8 @@ def slab(density=0.8, bricks=4):
 
 
 def test_a_slab_is_the_law_of_beer_and_lambert():
-    """Between the centres of its outer voxels a block is homogeneous; beyond, density falls linearly to zero at the next
-    centre, which is half a voxel's worth on either side: the optical depth is that of 8 m."""
+    """Between its outer centres a block is homogeneous; beyond, density falls linearly to zero at the next centre, which is
+    half a voxel's worth on either side: the optical depth is that of 8 m."""
     rays = Rays(*torch.tensor([[[4.1, 3.9, -1.0]], [[0.0, 0.0, 1.0]]]).double(), torch.zeros(1), torch.tensor([10.0]))
     seen = render(volume(slab(), VOXEL), rays, MapRays(samples=20000, stop=0.0))
     assert float(seen.opacity) == pytest.approx(1 - math.exp(-0.8 * 8), abs=1e-6)

@@ -18,7 +18,7 @@ INDEX, PASSED, WAITING, RED, DEPTH, STATE = 0, 1, 2, 3, 6, 7
 """What is kept of a ray between two walks, by column, and the number of columns: the next sample, the light that passes
 so far, the weight that waits for a colour, colour (three) and depth."""
 
-DONE, EMPTY, ELSEWHERE = -1, -1, -2
+DONE, ELSEWHERE = -1, -2
 _FAR = 1e18
 
 
@@ -64,14 +64,10 @@ def _skip(x: Any, y: Any, z: Any, px: Any, py: Any, pz: Any, cx: Any, cy: Any, c
 
 @numba.njit(inline="always")
 def _seek(i: Any, count: Any, near: Any, step: Any, o: Any, d: Any, volume: Any, tile: Any, place: Any) -> Any:
-    """The next sample from i on that may have density, and its cell.
+    """The next sample from i on that may have density, and its cell, `DONE`, or `ELSEWHERE` in a tile that is not here.
 
-    Args:
-        tile: ``[4]``, the packed tile that was looked at last, its row, its slot.
-        place: ``[3]``, becomes where the sample is.
-
-    Returns:
-        The sample, and its cell; or `DONE`; or `ELSEWHERE` if the sample lies in a tile that is not in the volume.
+    ``tile [3]`` remembers the packed tile that was looked at last, its row and its slot; ``place [3]`` becomes where the
+    sample is.
     """
     ox, oy, oz, dx, dy, dz = o[0], o[1], o[2], d[0], d[1], d[2]
     px, py, pz = dx * step, dy * step, dz * step

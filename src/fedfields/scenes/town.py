@@ -119,6 +119,7 @@ class Town:
         level = torch.stack([2 * along - 1, 2 * (line + 0.5) / lines - 1], 1).double() * 0.44 * self.extent
         chance = torch.rand(count, 5, generator=random, dtype=torch.float64)
         level = level + (chance[:, :2] - 0.5) * 0.9 * self.extent / lines
+        level = level.clamp(-0.48 * self.extent, 0.48 * self.extent)
         height = self.lowest + (self.highest - self.lowest) * chance[:, 2]
         heading = torch.where(line % 2 == 1, math.pi, 0.0) + 1.4 * (chance[:, 3] - 0.5)
         heading = torch.atan2(-level[:, 1], -level[:, 0]) * 0.5 + heading * 0.5  # Rather inwards than out of town.
