@@ -108,6 +108,43 @@ def test_no_more_tiles_are_held_than_the_budget_allows(monkeypatch):
     assert max(peaks) <= budget < 0.5 * volume(found, VOXEL).bytes and len(peaks) > 20
 
 
+def objective(seen, seed=2):
+    """A number that depends on everything that is seen, with weights that vary."""
+    random = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(leaf.shape, generator=random, dtype=torch.float64) for leaf in seen]
+    return sum((leaf * weight).sum() for leaf, weight in zip(seen, weights, strict=True))
+
+
+def gradients(see, rays):
+    leaves = [leaf.clone().requires_grad_() for leaf in (rays.origins, rays.directions)]
+    value = objective(see(rays._replace(origins=leaves[0], directions=leaves[1])))
+    return torch.autograd.grad(value, leaves)
+
+
+def test_gradients_by_the_pose_are_those_of_the_twin():
+    found, rays = cloud(), rays_of(60)
+    ours = gradients(lambda moved: render(volume(as_doubles(found), VOXEL), moved, EXACT), rays)
+    exact = gradients(lambda moved: twin(found, moved, 200), rays)
+    single = gradients(lambda moved: render(volume(found, VOXEL), moved, EXACT), rays)
+    for a, b, c in zip(ours, exact, single, strict=True):
+        assert b.abs().max() > 0.1
+        assert (a - b).abs().max() < 1e-9 * b.abs().max() and (c - b).abs().max() < 1e-4 * b.abs().max()
+
+
+def test_gradients_by_the_pose_are_finite_differences():
+    """Along random shifts and turns; steps so small that hardly a sample passes a voxel's face, where slopes jump."""
+    found, rays, width = volume(as_doubles(cloud()), VOXEL), rays_of(40), 1e-7
+    random = torch.Generator().manual_seed(4)
+    slopes = gradients(lambda moved: render(found, moved, EXACT), rays)
+    for k, name in enumerate(("origins", "directions")):
+        way = torch.randn(40, 3, generator=random, dtype=torch.float64)
+        ahead, back = (
+            render(found, rays._replace(**{name: getattr(rays, name) + sign * width * way}), EXACT) for sign in (1, -1)
+        )
+        measured = float((objective(ahead) - objective(back)) / (2 * width))
+        assert float((slopes[k] * way).sum()) == pytest.approx(measured, rel=1e-5)
+
+
 def slab(density=0.8, bricks=4):
     """A full block of one density and grey, from 0 to 8 m along every axis."""
     coords = np.stack(np.meshgrid(*[np.arange(bricks)] * 3, indexing="ij"), -1).reshape(-1, 3).astype(np.int32)

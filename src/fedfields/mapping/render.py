@@ -71,9 +71,18 @@ def volume(bricks: Bricks, voxel: float) -> Volume:
 
 
 def render(found: Volume, rays: Rays, settings: MapRays) -> Seen:
-    """What rays see of a map in memory: lengths in metres, no background, float64."""
-    from fedfields.kernels.bricks import advance, fresh, seen_of
+    """What rays see of a map in memory: lengths in metres, no background, float64.
 
+    Differentiable once by origins and directions, if they need a gradient; then every sample's colour is looked up,
+    whatever `MapRays.least` is.
+    """
+    from fedfields.fields.hashgrid import harmonics
+    from fedfields.kernels.bricks import advance, fresh, look, seen_of
+
+    if torch.is_grad_enabled() and (rays.origins.requires_grad or rays.directions.requires_grad):
+        step, count = _samples(rays, settings)
+        basis = harmonics(rays.directions)
+        return look(found, rays.origins, rays.directions, basis, rays.near, step, count, settings.stop)
     lines, begin = _lines(found, rays, settings)
     state, wanted = fresh(begin), np.full(len(begin), -1)
     advance(found, lines, np.arange(len(begin)), state, wanted, settings.stop, settings.least)
