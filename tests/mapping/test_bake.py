@@ -73,7 +73,9 @@ def test_only_what_was_seen_is_baked():
 
 def test_server_and_client_bake_the_same():
     code = torch.randn(5, generator=torch.Generator().manual_seed(2))
-    local = local_of(HashGrid(levels=4, log2_rows=10, coarsest=4, finest=16, width=8, latent=3, appearance=5), code=code)
+    local = local_of(
+        HashGrid(levels=4, log2_rows=10, coarsest=4, finest=16, width=8, latent=3, appearance=5), code=code
+    )
     sent = local_as_bytes(local)
     at_client = contribution_as_bytes(bake(local, pose_of(), VOXEL, base=3))
     at_server = contribution_as_bytes(bake(local_from_bytes(sent), pose_of(), VOXEL, base=3))

@@ -1,12 +1,12 @@
 """A client's field as voxels of the map (Suzuki 2023, section 3.2): the field is asked at the centres of global voxels.
 
 A field lives in the cube of its own frame, in metres. Its pose ``[3, 4]`` takes these to global metres,
-``P_g = R P + t``. What the client's cameras never saw must stay out of the map; the paper leaves open what that is, and here
-a voxel counts as seen if enough training rays reach it with some of their light left. That is found once, in the frame of the
-field, so that the server can bake again under another pose and needs no cameras.
+``P_g = R P + t``. What the client's cameras never saw must stay out of the map; the paper leaves open what that is, and
+here a voxel counts as seen if enough training rays reach it with some of their light left. That is found once, in the
+frame of the field, so that the server can bake again under another pose and needs no cameras.
 
-Either the client bakes and sends voxels (`packing.contribution_as_bytes`) or it sends its field (`local_as_bytes`) and the
-server bakes: both come to the same.
+Either the client bakes and sends voxels (`packing.contribution_as_bytes`) or it sends its field (`local_as_bytes`) and
+the server bakes: both come to the same.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def cells_of(frame: Frame, voxel: float) -> int:
     cells = math.ceil(2 * frame.half / voxel)
     if cells > FINEST:
         raise UserError(
-            f"a cube of {2 * frame.half:g} m has {cells} voxels of {voxel:g} m along an axis, and {FINEST} are the most; "
+            f"a cube of {2 * frame.half:g} m has {cells} voxels of {voxel:g} m along an axis; {FINEST} are the most: "
             "make voxels larger or share the photographs out among several fields"
         )
     return cells
