@@ -154,7 +154,7 @@ def _lines(found: Volume, rays: Rays, settings: MapRays) -> tuple[Lines, np.ndar
 
 def _samples(rays: Rays, settings: MapRays) -> tuple[Tensor, Tensor]:
     """Metres between samples ``[R]``, and how many there are on each ray."""
-    way = (rays.far - rays.near).detach().double().nan_to_num().clamp_min(0)
+    way = (rays.far - rays.near).detach().double().nan_to_num().clamp(0, 1e9)
     if settings.step:
         step = torch.full_like(way, settings.step)
         return step, (way / step - 0.5).ceil().clamp_min(0).long()
