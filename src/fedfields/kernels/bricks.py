@@ -1,7 +1,7 @@
 """Rays through a sparse map of voxels: density and spherical harmonics in bricks of 8^3 voxels.
 
-Rays skip what is empty, by tiles of 8^3 bricks, bricks and blocks of 2^3 voxels; and they end where nothing behind would
-be seen. Where a tile is not at hand they stop and can be carried on later: the same picture to the bit.
+Rays skip what is empty, by tiles of 8^3 bricks, bricks and blocks of 2^3 voxels; and they end where nothing behind
+would be seen. Where a tile is not at hand they stop and can be carried on later: the same picture to the bit.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def _skip(x: Any, y: Any, z: Any, px: Any, py: Any, pz: Any, cx: Any, cy: Any, c
 def _seek(i: Any, count: Any, near: Any, step: Any, o: Any, d: Any, volume: Any, tile: Any, place: Any) -> Any:
     """The next sample from i on that may have density, and its cell, `DONE`, or `ELSEWHERE` in a tile that is not here.
 
-    ``tile [3]`` remembers the packed tile that was looked at last, its row and its slot; ``place [3]`` becomes where the
-    sample is.
+    ``tile [3]`` remembers the tile that was looked at last: packed, its row and its slot; ``place [3]`` becomes the
+    place of the sample.
     """
     ox, oy, oz, dx, dy, dz = o[0], o[1], o[2], d[0], d[1], d[2]
     px, py, pz = dx * step, dy * step, dz * step
