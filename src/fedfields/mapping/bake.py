@@ -15,7 +15,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,14 +169,18 @@ def _baked(local: Local, pose: NDArray[np.float64], voxel: float, coords: NDArra
 
 def local_as_bytes(local: Local) -> bytes:
     """A field as a client sends it: weights, frame, and which cells were seen."""
+    return tensors_as_bytes(*local_as_tensors(local))
+
+
+def local_as_tensors(local: Local) -> tuple[Params, dict[str, Any]]:
+    """The tensors of `local_as_bytes`, and what is told about them."""
     tensors = {f"params.{name}": leaf for name, leaf in local.params.items()}
     bits = zlib.compress(np.packbits(local.seen).tobytes())
     tensors["seen"] = torch.frombuffer(bytearray(bits), dtype=torch.uint8)
     if local.code is not None:
         tensors["code"] = local.code
     told = {"name": local.name, "views": local.views, "cells": len(local.seen)}
-    told |= {"field": dataclasses.asdict(local.field), "frame": dataclasses.asdict(local.frame)}
-    return tensors_as_bytes(tensors, told)
+    return tensors, told | {"field": dataclasses.asdict(local.field), "frame": dataclasses.asdict(local.frame)}
 
 
 def local_from_bytes(content: bytes) -> Local:
@@ -186,20 +190,28 @@ def local_from_bytes(content: bytes) -> Local:
         UserError: it is damaged, impossible, or something else.
     """
     try:
-        tensors, told = tensors_from_bytes(content)
-        field, cells = HashGrid(**told["field"]), int(told["cells"])
-        frame = frame_from(told["frame"], "the field that was sent")
-        params = {name.removeprefix("params."): leaf for name, leaf in tensors.items() if name.startswith("params.")}
-        code = tensors.get("code")
-        _check_weights(field, params, code)
-        if not 0 < cells <= FINEST:
-            raise ValueError(f"it has {cells} cells along an axis; 1 to {FINEST} are allowed")
-        bits = zlib.decompressobj().decompress(tensors["seen"].numpy().tobytes(), -(-(cells**3) // 8))
-        seen = np.unpackbits(np.frombuffer(bits, np.uint8), count=cells**3).astype(bool).reshape((cells,) * 3)
-        return Local(str(told["name"]), field, params, frame, seen, int(told["views"]), code)
+        return local_of(*tensors_from_bytes(content))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{len(content):,} bytes are no trained field: {why:.200}; send it again") from error
+
+
+def local_of(tensors: Params, told: dict[str, Any]) -> Local:
+    """The inverse of `local_as_tensors`.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error: it is damaged or impossible.
+    """
+    field, cells = HashGrid(**told["field"]), int(told["cells"])
+    frame = frame_from(told["frame"], "the field that was sent")
+    params = {name.removeprefix("params."): leaf for name, leaf in tensors.items() if name.startswith("params.")}
+    code = tensors.get("code")
+    _check_weights(field, params, code)
+    if not 0 < cells <= FINEST:
+        raise ValueError(f"it has {cells} cells along an axis; 1 to {FINEST} are allowed")
+    bits = zlib.decompressobj().decompress(tensors["seen"].numpy().tobytes(), -(-(cells**3) // 8))
+    seen = np.unpackbits(np.frombuffer(bits, np.uint8), count=cells**3).astype(bool).reshape((cells,) * 3)
+    return Local(str(told["name"]), field, params, frame, seen, int(told["views"]), code)
 
 
 def _check_weights(field: HashGrid, params: Params, code: Tensor | None) -> None:

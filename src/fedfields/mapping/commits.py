@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 from fedfields.errors import UserError
 from fedfields.mapping.history import Entry, Tile, base_of, entry_from, in_force, later_than, oldest_needed
 from fedfields.mapping.index import NAMES, TILES, key_of_name
-from fedfields.mapping.merge import Contribution, Layer, check_contribution, merged
+from fedfields.mapping.merge import Contribution, Layer, Refused, check_contribution, merged
 from fedfields.mapping.packing import about, largest, packed, packed_layer, unpacked, unpacked_layer
 from fedfields.mapping.store import Gone, Map, contribution_file, in_tiles, key_of, tile_file, version_file
 from fedfields.mapping.voxels import Bricks
@@ -111,7 +111,7 @@ def _age(contribution: Contribution, head: int) -> int:
     """Versions since the client began."""
     base = head if contribution.base is None else contribution.base
     if not 0 <= base <= head:
-        raise UserError(
+        raise Refused(
             f"contribution {contribution.name[:40]!r} is refused: it began with version {base}, and the map has "
             f"{head}; the map is as it was"
         )
@@ -121,7 +121,7 @@ def _age(contribution: Contribution, head: int) -> int:
 def _check_new(store: Map, version: int, contribution: Contribution) -> None:
     before = store.merged_by(version, contribution.name)
     if before:
-        raise UserError(
+        raise Refused(
             f"contribution {contribution.name[:40]!r} is refused: version {before} merged it already; undo that first"
         )
 
@@ -197,8 +197,8 @@ class _Drafts:
     @contextmanager
     def committing(self) -> Iterator[None]:
         """Nobody else commits meanwhile."""
-        with _opened(self._root / "commit.lock") as file:
-            _lock(file, shared=False)
+        with opened(self._root / "commit.lock") as file:
+            lock(file, shared=False)
             yield
 
     def commit(self, entry: Entry) -> None:
@@ -238,12 +238,12 @@ def _drafting(store: Map) -> Iterator[_Drafts]:
     root = store.place.path
     if root is None:
         raise UserError(f"{store.place.where} can only be read; merge into a folder on this machine and copy that")
-    with _opened(root / "writers.lock") as file:
+    with opened(root / "writers.lock") as file:
         with suppress(BlockingIOError):
-            _lock(file, shared=False, wait=False)
+            lock(file, shared=False, wait=False)
             sweep(root)
             sweep(root / "writing")
-        _lock(file, shared=True)
+        lock(file, shared=True)
         try:
             (root / "writing").mkdir(exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=root / "writing"))
@@ -256,7 +256,8 @@ def _drafting(store: Map) -> Iterator[_Drafts]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file to lock, made if it is not there."""
     try:
         file = path.open("ab")
     except OSError as error:
@@ -265,7 +266,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _lock(file: IO[bytes], *, shared: bool, wait: bool = True) -> None:
+def lock(file: IO[bytes], *, shared: bool, wait: bool = True) -> None:
     """Locks an open file, against threads of this process too.
 
     Raises:

@@ -25,6 +25,10 @@ FARTHEST = 2**27
 """Bricks have coordinates below this, so that those of their voxels are 32-bit integers."""
 
 
+class Refused(UserError):
+    """A contribution must not touch a map; the text says why."""
+
+
 @dataclass(frozen=True)
 class Mixing:
     """How much of a map a contribution may change."""
@@ -66,6 +70,7 @@ class Contribution(NamedTuple):
         pose: ``[3, 4]``, from the field's axes to global ones, in metres, as it was baked.
         views: photographs that the field was trained on.
         base: version of the map when the client began; None for the newest.
+        source: what tells the file that it was made from from all others, if there was one; a map remembers it.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Contribution(NamedTuple):
     pose: NDArray[np.float64]
     views: int = 0
     base: int | None = None
+    source: str = ""
 
 
 class Layer(NamedTuple):
@@ -142,10 +148,10 @@ def check_contribution(found: Contribution, voxel: float, widest: float, largest
         largest: the largest number that the map can store.
 
     Raises:
-        UserError: it is damaged, absurd, or made for another map; in one line.
+        Refused: it is damaged, absurd, or made for another map; in one line.
     """
     try:
-        _check_pose(found.pose)
+        check_pose(found.pose)
         _check_shapes(found.bricks)
         if abs(found.voxel - voxel) > 1e-9 * voxel:
             raise ValueError(f"its voxels are {found.voxel} m wide and the map's {voxel} m; bake it again")
@@ -154,10 +160,15 @@ def check_contribution(found: Contribution, voxel: float, widest: float, largest
         _check_place(found.bricks.coords, voxel, widest)
         _check_values(found.bricks, largest)
     except ValueError as error:
-        raise UserError(f"contribution {found.name[:40]!r} is refused: {error}; the map is as it was") from error
+        raise Refused(f"contribution {found.name[:40]!r} is refused: {error}; the map is as it was") from error
 
 
-def _check_pose(pose: NDArray[np.float64]) -> None:
+def check_pose(pose: NDArray[np.float64]) -> None:
+    """Refuses what is no rigid motion ``[3, 4]``.
+
+    Raises:
+        ValueError: it is none.
+    """
     if pose.shape != (3, 4) or not np.isfinite(pose).all():
         raise ValueError("its pose must be 3 x 4 finite numbers")
     turn = pose[:, :3]

@@ -71,7 +71,7 @@ def unpacked_layer(tensors: Params) -> Layer:
 
 def about(contribution: Contribution) -> dict[str, Any]:
     """What is told about the voxels of a contribution, as JSON."""
-    told = {name: getattr(contribution, name) for name in ("name", "voxel", "views", "base")}
+    told = {name: getattr(contribution, name) for name in ("name", "voxel", "views", "base", "source")}
     return {**told, "pose": contribution.pose.tolist()}
 
 
