@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,12 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_all(paths: Iterable[Path]) -> None:
+    """Flushes several at once, since a disk takes about as long for one."""
+    with ThreadPoolExecutor(8, thread_name_prefix="flush") as pool:
+        list(pool.map(flush, paths))
 
 
 def sweep(folder: Path) -> None:

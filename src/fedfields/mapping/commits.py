@@ -26,13 +26,12 @@ from fedfields.mapping.voxels import Bricks
 from fedfields.store import (
     cannot_write,
     discard,
-    flush,
+    flush_all,
     parse_json,
     sweep,
+    tensors_as_bytes,
     tensors_from_bytes,
     write_json,
-    write_tensors,
-    write_text,
 )
 
 
@@ -70,6 +69,7 @@ def merge(store: Map, contribution: Contribution) -> Merged:
         found = {tile: drafts.merge_if_there(base, tile, part, kept) for tile, part in parts.items()}
         if settings.keep:
             drafts.contribution(contribution)
+        drafts.flush()
         with drafts.committing():
             now = store.view()
             _check_new(store, now.version, contribution)
@@ -144,6 +144,7 @@ class _Drafts:
     def __init__(self, store: Map, root: Path, folder: Path) -> None:
         self._store, self._root, self._folder = store, root, folder
         self._paths: dict[Tile, Path] = {}
+        self._unflushed: set[Path] = set()
         self.written = 0
         """Bytes of the tiles that were committed."""
 
@@ -168,11 +169,27 @@ class _Drafts:
             layer = unpacked_layer(tensors) if tensors else layer
             tensors = packed_layer(merged(layer, part, kept, settings.mixing.first), settings.precision)
         self._paths[tile] = self._folder / "_".join(map(str, tile))
-        write_tensors(self._paths[tile], tensors)
+        self._write(self._paths[tile], tensors_as_bytes(tensors))
 
     def contribution(self, contribution: Contribution) -> None:
         """Writes what is merged, so that others can be undone."""
-        write_tensors(self._folder / "contribution", packed(contribution.bricks, "float32"), about(contribution))
+        content = tensors_as_bytes(packed(contribution.bricks, "float32"), about(contribution))
+        self._write(self._folder / "contribution", content)
+
+    def flush(self) -> None:
+        """Waits until all that was written is on the disk."""
+        try:
+            flush_all(self._unflushed)
+        except OSError as error:
+            raise cannot_write(self._root, error) from error
+        self._unflushed.clear()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise cannot_write(self._root, error) from error
+        self._unflushed.add(path)
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -192,7 +209,8 @@ class _Drafts:
         leaves = {TILES: {key_of(t): now for t, (now, _) in entry.tiles.items()}, NAMES: {key_of_name(entry.name): name}}
         nodes, replaced = store.index.changed(version - 1, leaves, version)
         told = {**entry._replace(replaced=replaced).as_json(), "nodes": nodes}
-        write_text(self._folder / "version", json.dumps(told, separators=(",", ":")))
+        self._write(self._folder / "version", json.dumps(told, separators=(",", ":")).encode())
+        self.flush()
         moves = {self._folder / "version": version_file(version)}  # First: it says which files are its own.
         moves |= {self._paths[tile]: tile_file(tile, version) for tile in self._paths}
         moves |= {path: contribution_file(version) for path in self._folder.glob("contribution")}
@@ -263,8 +281,7 @@ def _move(moves: dict[Path, Path]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         for draft, final in moves.items():
             draft.replace(final)
-        for folder in {above for folder in folders for above in (folder, folder.parent)}:
-            flush(folder)
+        flush_all({above for folder in folders for above in (folder, folder.parent)})
     except OSError as error:
         raise cannot_write(next(iter(moves.values())), error) from error
 
