@@ -72,40 +72,76 @@ class Shelf:
     """A map that counts how much of it was read."""
 
     def __init__(self, found):
-        self.found, self.reads, self.voxel = found, 0, VOXEL
+        self.found, self.reads = found, 0
 
     def tiles(self):
-        return np.unique(self.found.coords >> 3, axis=0)
+        return {tuple(tile) for tile in (self.found.coords >> 3).tolist()}
 
-    def bricks(self, low, high):
+    def bricks(self, tile):
         self.reads += 1
-        return self.found.chosen(((self.found.coords >= low) & (self.found.coords < high)).all(1))
+        return self.found.chosen((self.found.coords >> 3 == tile).all(1))
 
 
 @pytest.mark.parametrize("budget", [0, 2**21, 2**40])
 def test_a_small_budget_shows_the_same_picture_to_the_bit(budget):
     found, rays = cloud(500, spread=16), rays_of(60, reach=40.0)
     settings, shelf = MapRays(step=0.2), Shelf(found)
-    whole, streamed = render(volume(found, VOXEL), rays, settings), stream(shelf, rays, settings, budget)
+    whole, streamed = render(volume(found, VOXEL), rays, settings), stream(shelf, VOXEL, rays, settings, budget)
     assert whole.opacity.max() > 0.9
     for a, b in zip(whole, streamed, strict=True):
         assert torch.equal(a, b)
     if budget == 2**40:
-        assert shelf.reads <= len(np.unique((shelf.tiles()[:, None] - kernel.CORNERS).reshape(-1, 3), axis=0))
+        assert shelf.reads <= len(shelf.tiles())  # None twice.
 
 
-def test_no_more_tiles_are_held_than_the_budget_allows(monkeypatch):
-    found, rays, budget = cloud(500, spread=16), rays_of(60, reach=40.0), 4 * 2**20
-    peaks, fetched = [], module._fetched
+def test_no_more_is_held_than_the_budget_allows():
+    cache = module._Cache(100, len)
+    made = [cache.get(name, lambda name=name: name * 30) for name in "abcab"]
+    assert made == [name * 30 for name in "abcab"] and list(cache.held) == ["c", "a", "b"]
+    cache.get("c", lambda: pytest.fail("it is held"))
+    cache.get("d", lambda: "d" * 40)  # Drops a, which was not used for longest.
+    assert list(cache.held) == ["b", "c", "d"]
+    cache.get("e", lambda: "e" * 1000)  # Too large for the budget, and held alone.
+    assert list(cache.held) == ["e"]
+    cache.get("f", lambda: "f")
+    assert list(cache.held) == ["f"]
 
-    def watched(source, index, row, held, limit):
-        tile = fetched(source, index, row, held, limit)
-        peaks.append(sum(each.bytes for each in held.values()))
-        return tile
 
-    monkeypatch.setattr(module, "_fetched", watched)
-    stream(Shelf(found), rays, MapRays(step=0.2), budget)
-    assert max(peaks) <= budget < 0.5 * volume(found, VOXEL).bytes and len(peaks) > 20
+def objective(seen, seed=2):
+    """A number that depends on everything that is seen, with weights that vary."""
+    random = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(leaf.shape, generator=random, dtype=torch.float64) for leaf in seen]
+    return sum((leaf * weight).sum() for leaf, weight in zip(seen, weights, strict=True))
+
+
+def gradients(see, rays):
+    leaves = [leaf.clone().requires_grad_() for leaf in (rays.origins, rays.directions)]
+    value = objective(see(rays._replace(origins=leaves[0], directions=leaves[1])))
+    return torch.autograd.grad(value, leaves)
+
+
+def test_gradients_by_the_pose_are_those_of_the_twin():
+    found, rays = cloud(), rays_of(60)
+    ours = gradients(lambda moved: render(volume(as_doubles(found), VOXEL), moved, EXACT), rays)
+    exact = gradients(lambda moved: twin(found, moved, 200), rays)
+    single = gradients(lambda moved: render(volume(found, VOXEL), moved, EXACT), rays)
+    for a, b, c in zip(ours, exact, single, strict=True):
+        assert b.abs().max() > 0.1
+        assert (a - b).abs().max() < 1e-9 * b.abs().max() and (c - b).abs().max() < 1e-4 * b.abs().max()
+
+
+def test_gradients_by_the_pose_are_finite_differences():
+    """Along random shifts and turns; steps so small that hardly a sample passes a voxel's face, where slopes jump."""
+    found, rays, width = volume(as_doubles(cloud()), VOXEL), rays_of(40), 1e-7
+    random = torch.Generator().manual_seed(4)
+    slopes = gradients(lambda moved: render(found, moved, EXACT), rays)
+    for k, name in enumerate(("origins", "directions")):
+        way = torch.randn(40, 3, generator=random, dtype=torch.float64)
+        ahead, back = (
+            render(found, rays._replace(**{name: getattr(rays, name) + sign * width * way}), EXACT) for sign in (1, -1)
+        )
+        measured = float((objective(ahead) - objective(back)) / (2 * width))
+        assert float((slopes[k] * way).sum()) == pytest.approx(measured, rel=1e-5)
 
 
 def slab(density=0.8, bricks=4):
@@ -118,8 +154,8 @@ def slab(density=0.8, bricks=4):
 
 
 def test_a_slab_is_the_law_of_beer_and_lambert():
-    """Between the centres of its outer voxels a block is homogeneous; beyond, density falls linearly to zero at the next
-    centre, which is half a voxel's worth on either side: the optical depth is that of 8 m."""
+    """Between its outer centres a block is homogeneous; beyond, density falls linearly to zero at the next centre,
+    which is worth half a voxel on either side: the optical depth is that of 8 m."""
     rays = Rays(*torch.tensor([[[4.1, 3.9, -1.0]], [[0.0, 0.0, 1.0]]]).double(), torch.zeros(1), torch.tensor([10.0]))
     seen = render(volume(slab(), VOXEL), rays, MapRays(samples=20000, stop=0.0))
     assert float(seen.opacity) == pytest.approx(1 - math.exp(-0.8 * 8), abs=1e-6)
@@ -162,7 +198,7 @@ def test_a_map_may_be_anywhere_and_rays_too():
 def test_an_empty_map_shows_nothing():
     none = cloud().chosen(slice(0, 0))
     assert not render(volume(none, VOXEL), rays_of(), MapRays()).opacity.any()
-    assert not stream(Shelf(none), rays_of(), MapRays(), 0).opacity.any()
+    assert not stream(Shelf(none), VOXEL, rays_of(), MapRays(), 0).opacity.any()
 
 
 def test_threads_do_not_change_a_bit():

@@ -1,12 +1,12 @@
 """Rays through a sparse map of voxels: density and spherical harmonics in bricks of 8^3 voxels.
 
-Rays skip what is empty, by tiles of 8^3 bricks, bricks and blocks of 2^3 voxels; and they end where nothing of what lies
-behind would be seen. Where a tile is not at hand they stop and can be carried on later: the same picture to the bit.
+Rays skip what is empty, by tiles of 8^3 bricks, bricks and blocks of 2^3 voxels; and they end where nothing behind
+would be seen. Where a tile is not at hand they stop and can be carried on later: the same picture to the bit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -235,6 +235,44 @@ def seen_of(state: np.ndarray) -> Seen:
 
     found = torch.from_numpy(state)
     return Seen(found[:, RED : RED + 3].clone(), found[:, DEPTH].clone(), 1 - found[:, PASSED])
+
+
+def look(
+    volume: Volume, origins: Tensor, directions: Tensor, basis: Tensor, near: Tensor, step: Tensor, count: Tensor,
+    stop: float,
+) -> Seen:  # fmt: skip
+    """What rays see, differentiable once by origins, directions and basis; every weight gets a colour of its own.
+
+    Arguments as in `lines_of`; samples stay at their distances. Where a ray ends early nothing behind has a gradient.
+    """
+    seen = _Look.apply(origins, directions, basis, volume, near, step, count, stop)
+    return Seen(*seen)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class _Look(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, origins: Tensor, directions: Tensor, basis: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        volume, near, step, count, stop = others
+        lines, begin = lines_of(volume, origins, directions, basis, near, step, count)
+        state, wanted = fresh(begin), np.full(len(begin), -1)
+        advance(volume, lines, np.arange(len(begin)), state, wanted, stop, 0.0)
+        ctx.kept = lines, begin, volume, stop, state
+        ctx.kinds = origins.dtype, directions.dtype, basis.dtype
+        return tuple(seen_of(state))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        from fedfields.kernels.walking import walk_back
+
+        lines, begin, volume, stop, state = ctx.kept
+        above = torch.cat([grads[0], torch.stack(grads[1:], 1)], 1).contiguous().numpy()
+        of_origin, of_way = np.zeros((len(begin), 3)), np.zeros((len(begin), 3))
+        of_basis = np.zeros((len(begin), 9))
+        to = of_origin, of_way, of_basis
+        over(len(begin), lambda a, b: walk_back(lines, begin, volume, stop, state, above, *to, a, b), RAYS)
+        found = of_origin / volume.voxel, of_way / volume.voxel, of_basis
+        return *(torch.from_numpy(leaf).to(kind) for leaf, kind in zip(found, ctx.kinds, strict=True)), *[None] * 5
 
 
 def plain(

@@ -18,7 +18,7 @@ INDEX, PASSED, WAITING, RED, DEPTH, STATE = 0, 1, 2, 3, 6, 7
 """What is kept of a ray between two walks, by column, and the number of columns: the next sample, the light that passes
 so far, the weight that waits for a colour, colour (three) and depth."""
 
-DONE, EMPTY, ELSEWHERE = -1, -1, -2
+DONE, ELSEWHERE = -1, -2
 _FAR = 1e18
 
 
@@ -64,14 +64,10 @@ def _skip(x: Any, y: Any, z: Any, px: Any, py: Any, pz: Any, cx: Any, cy: Any, c
 
 @numba.njit(inline="always")
 def _seek(i: Any, count: Any, near: Any, step: Any, o: Any, d: Any, volume: Any, tile: Any, place: Any) -> Any:
-    """The next sample from i on that may have density, and its cell.
+    """The next sample from i on that may have density, and its cell, `DONE`, or `ELSEWHERE` in a tile that is not here.
 
-    Args:
-        tile: ``[4]``, the packed tile that was looked at last, its row, its slot.
-        place: ``[3]``, becomes where the sample is.
-
-    Returns:
-        The sample, and its cell; or `DONE`; or `ELSEWHERE` if the sample lies in a tile that is not in the volume.
+    ``tile [3]`` remembers the tile that was looked at last: packed, its row and its slot; ``place [3]`` becomes the
+    place of the sample.
     """
     ox, oy, oz, dx, dy, dz = o[0], o[1], o[2], d[0], d[1], d[2]
     px, py, pz = dx * step, dy * step, dz * step
@@ -205,3 +201,96 @@ def walk(
             i += 1
         state[r, INDEX], state[r, PASSED], state[r, WAITING] = i, passed, waiting
         state[r, RED], state[r, RED + 1], state[r, RED + 2], state[r, DEPTH] = red, green, blue, depth
+
+
+@numba.njit(inline="always")
+def _slopes(place: Any, weights: Any, slopes: Any) -> Any:
+    """`_weights`, and their derivatives ``slopes [3, 8]`` by the place."""
+    u, v, w = (
+        place[0] - math.floor(place[0]), place[1] - math.floor(place[1]), place[2] - math.floor(place[2])
+    )  # fmt: skip
+    for corner in range(8):
+        a, b, c = corner >> 2, (corner >> 1) & 1, corner & 1
+        x, y, z = (u if a else 1 - u), (v if b else 1 - v), (w if c else 1 - w)
+        slopes[0, corner] = (2 * a - 1) * y * z
+        slopes[1, corner] = (2 * b - 1) * x * z
+        slopes[2, corner] = (2 * c - 1) * x * y
+    return _weights(place, weights)
+
+
+@numba.njit(inline="always")
+def _pull_of_density(values: Any, base: Any, slopes: Any, factor: Any, pull: Any) -> None:
+    """Adds ``factor`` times the gradient of `_density`."""
+    for corner in range(8):
+        value = factor * values[base + 81 * (corner >> 2) + 9 * ((corner >> 1) & 1) + (corner & 1)]
+        for k in range(3):
+            pull[k] += slopes[k, corner] * value
+
+
+@numba.njit(inline="always")
+def _pull_of_colour(
+    sh: Any, rows: Any, shares: Any, slopes: Any, basis: Any, raw: Any, factors: Any, pull: Any
+) -> None:  # fmt: skip
+    """Adds that of three interpolated shades ``raw``, times ``factors``; corners without a share have none."""
+    for corner in range(8):
+        if shares[corner] == 0:
+            continue
+        value = 0.0
+        for channel in range(3):
+            shade = 0.0
+            for k in range(9):
+                shade += sh[rows[corner] + np.uint64(9 * channel + k)] * basis[k]
+            value += factors[channel] * (shade - raw[channel])
+        for k in range(3):
+            pull[k] += slopes[k, corner] * value
+
+
+@compiled
+def walk_back(
+    rays: tuple, begin: np.ndarray, volume: tuple, stop: float, state: np.ndarray, above: np.ndarray,
+    of_origin: np.ndarray, of_way: np.ndarray, of_basis: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """Gradients ``[R, 3]``, ``[R, 3]`` and ``[R, 9]`` (zeros before) from ``above [R, 5]``: colour, depth, opacity.
+
+    ``dL/dsigma_i = step (T_(i+1) q_i - sum_(j>i) w_j q_j)``, q_i the gradient of w_i; the sum over all j is known from
+    what was seen, ``state``, so that one pass from front to back is enough.
+    """
+    kind, sh = volume.sh.dtype, volume.sh.reshape(-1)
+    place, tile, pull, slopes = np.empty(3), np.empty(3, np.int64), np.empty(3), np.empty((3, 8))
+    weights, shares, mixed, rows = np.empty(8, kind), np.empty(8, kind), np.empty(27, kind), np.empty(8, np.uint64)
+    raw, factors = np.empty(3), np.empty(3)
+    for r in range(first, last):
+        basis, i, passed, tile[0] = rays.basis[r], begin[r], 1.0, -1
+        near, step, count = rays.near[r], rays.step[r], rays.count[r]
+        behind = above[r, 3] * state[r, DEPTH] + above[r, 4] * (1 - state[r, PASSED])
+        for channel in range(3):
+            behind += above[r, channel] * state[r, RED + channel]
+        while passed >= stop:
+            i, cell = _seek(i, count, near, step, rays.origins[r], rays.ways[r], volume, tile, place)
+            if cell < 0:
+                break
+            x, y, z = _slopes(place, weights, slopes)
+            base = (x * 9 + y) * 9 + z
+            density = _density(volume.density[cell], base, weights)
+            if density > 0:
+                s, stays = near + (i + 0.5) * step, math.exp(-density * step)
+                w = passed * (1 - stays)
+                passed *= stays
+                total = _corners(volume, cell, x, y, z, weights, rows, shares)
+                _shade(sh, rows, shares, mixed)
+                q = above[r, 3] * s + above[r, 4]
+                for channel in range(3):
+                    raw[channel] = _dot(mixed, 9 * channel, basis) / total
+                    colour = 1 / (1 + math.exp(-raw[channel]))
+                    q += above[r, channel] * colour
+                    factors[channel] = w * above[r, channel] * colour * (1 - colour) / total
+                    for k in range(9):
+                        of_basis[r, k] += factors[channel] * mixed[9 * channel + k]
+                behind -= w * q
+                pull[:] = 0
+                _pull_of_density(volume.density[cell], base, slopes, step * (passed * q - behind), pull)
+                _pull_of_colour(sh, rows, shares, slopes, basis, raw, factors, pull)
+                for k in range(3):
+                    of_origin[r, k] += pull[k]
+                    of_way[r, k] += s * pull[k]
+            i += 1
