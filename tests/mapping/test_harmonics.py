@@ -36,7 +36,7 @@ def test_composition_inverse_and_orthogonality():
 
 
 def test_degrees_are_turned_as_a_number_a_vector_and_a_quadratic_form():
-    """Degree 1 is ``v . d`` and degree 2 is ``d^T A d`` with A symmetric and traceless: v becomes R v, A becomes R A R^T."""
+    """Degree 1 is ``v . d`` and becomes R v; degree 2 is ``d^T A d``, A symmetric and traceless: R A R^T."""
     turn = rotations(1)[0]
     one, (xy, yz, zz, xz, xx) = 0.4886025119029199, (1.0925484305920792, -1.0925484305920792, 0.31539156525252005,
                                                      -1.0925484305920792, 0.5462742152960396)  # fmt: skip

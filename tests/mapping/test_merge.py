@@ -73,7 +73,9 @@ def test_the_weight_of_a_contribution():
     assert double.bricks.density[1, 5] == pytest.approx(twice.bricks.density[1, 5], rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"eta": 1.0}, {"eta": -0.1}, {"first": "copy"}, {"views": -1}, {"staleness": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"eta": 1.0}, {"eta": -0.1}, {"first": "copy"}, {"views": -1}, {"staleness": -1.0}]
+)
 def test_mixing_that_makes_no_sense(options):
     with pytest.raises(ValueError, match="must"):
         Mixing(**options)

@@ -65,7 +65,7 @@ def test_an_area_is_the_bricks_that_touch_it(tmp_path):
 
 
 def test_only_seen_voxels_take_room(tmp_path):
-    """113 bytes or so for a voxel in float32: 28 values, 2 of visits, 4 of weight; and 64 bits of a kilobyte for a brick."""
+    """A voxel takes 28 values, 2 bytes of visits and 4 of weight; a brick 12 bytes of coordinates and a bit a voxel."""
     sizes = {}
     for precision, bytes_ in [("float32", 4), ("float16", 2)]:
         store = create_map(tmp_path / precision, MapSettings(precision=precision, keep=0))
@@ -204,7 +204,9 @@ def test_maps_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["map.json", "head.json", "versions/00000001.json", "tiles/0_0_0/0_0_0.1.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2]", b"\xff" * 100, b'{"version": "x", "nodes": {}, "format": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1, 2]", b"\xff" * 100, b'{"version": "x", "nodes": {}, "format": 1}']
+)
 def test_damaged_files_are_one_line(tmp_path, name, content):
     map_of(tmp_path, contribution_of(coords=[[0, 0, 0]]))
     (tmp_path / "map" / name).write_bytes(content)

@@ -411,3 +411,34 @@ def match_points(
                 v = values[np.int64(x), np.int64(y), np.int64(z)]
                 total += v[0] + points[p, 3] * v[1] + points[p, 4] * v[2] + points[p, 5] * v[3]
         found[h] = total / len(points)
+
+
+def count_rays(
+    origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, density: np.ndarray,
+    least: float, counts: np.ndarray,
+) -> None:  # fmt: skip
+    """Adds to ``counts [G, G, G]`` the rays that reach a cell of the unit cube with a transmittance above ``least``.
+
+    From wall to wall of the cells (Amanatides and Woo, 1987), each of one ``density [G, G, G]``.
+    """
+    size = density.shape[0]
+    cell, step = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    wall, apart = np.zeros(3, np.float64), np.zeros(3, np.float64)
+    for r in range(len(origins)):
+        t, end, passed = np.float64(near[r]), np.float64(far[r]), 1.0
+        for a in range(3):
+            o, d = np.float64(origins[r, a]) * size, np.float64(directions[r, a]) * size
+            cell[a] = min(max(np.int64(math.floor(o + t * d)), 0), size - 1)
+            step[a] = 1 if d > 0 else -1
+            apart[a] = abs(1.0 / d) if d != 0 else math.inf
+            wall[a] = (cell[a] + (1 if d > 0 else 0) - o) / d if d != 0 else math.inf
+        while t < end and passed > least:
+            counts[cell[0], cell[1], cell[2]] += 1
+            a = 0 if wall[0] <= wall[1] and wall[0] <= wall[2] else (1 if wall[1] <= wall[2] else 2)
+            out = min(max(wall[a], t), end)
+            passed *= math.exp(-density[cell[0], cell[1], cell[2]] * (out - t))
+            t = out
+            cell[a] += step[a]
+            wall[a] += apart[a]
+            if cell[a] < 0 or cell[a] >= size:
+                break

@@ -1,9 +1,10 @@
-"""Merging into a map, undoing, and forgetting: each wholly or not at all, by any number of processes and threads at once.
+"""Merging into a map, undoing, forgetting: each wholly or not at all, by any number of processes and threads at once.
 
-A merge reads its tiles, mixes, and writes new files beside the old ones, all without a lock. To commit, it takes the map's
-only lock, does again what others have changed in the meantime, gives its files their names, and replaces ``head.json``.
-So merges of disjoint tiles run in parallel, two writers of one tile are serialised, and nobody can wait for each other
-for ever. Whoever is killed before ``head.json`` is replaced has changed nothing; the next writer removes what is left.
+A merge reads its tiles, mixes, and writes new files beside the old ones, all without a lock. To commit, it takes the
+map's only lock, does again what others have changed in the meantime, gives its files their names, and replaces
+``head.json``. So merges of disjoint tiles run in parallel, two writers of one tile are serialised, and nobody can wait
+for each other for ever. Whoever is killed before ``head.json`` is replaced has changed nothing; the next writer removes
+what is left.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def merge(store: Map, contribution: Contribution) -> Merged:
     """Mixes a contribution into a map (eq. 4).
 
     Raises:
-        UserError: it is refused (see `check_contribution`), was merged before, or cannot be written; the map is as it was.
+        UserError: it is refused (see `check_contribution`), is there already, or cannot be written; nothing changed.
     """
     settings = store.settings
     check_contribution(contribution, settings.voxel, settings.widest, largest(settings.precision))
@@ -130,7 +131,9 @@ def _check_undoable(store: Map, history: list[Entry], version: int, name: str) -
     if not version:
         raise UserError(f"{where} has no contribution {name[:40]!r}; nothing was undone")
     if version not in [entry.version for entry in in_force(history)[-keep:] if keep]:
-        raise UserError(f"{name[:40]!r} came too long ago to be undone: {where} keeps what the last {keep} brought; it stays")
+        raise UserError(
+            f"{name[:40]!r} came too long ago to be undone: {where} keeps what the last {keep} brought; it stays"
+        )
 
 
 def _contribution(store: Map, version: int) -> Bricks:
@@ -206,7 +209,10 @@ class _Drafts:
         """
         store, version = self._store, entry.version
         name = version if entry.kind == "merge" else 0
-        leaves = {TILES: {key_of(t): now for t, (now, _) in entry.tiles.items()}, NAMES: {key_of_name(entry.name): name}}
+        leaves = {
+            TILES: {key_of(t): now for t, (now, _) in entry.tiles.items()},
+            NAMES: {key_of_name(entry.name): name},
+        }
         nodes, replaced = store.index.changed(version - 1, leaves, version)
         told = {**entry._replace(replaced=replaced).as_json(), "nodes": nodes}
         self._write(self._folder / "version", json.dumps(told, separators=(",", ":")).encode())

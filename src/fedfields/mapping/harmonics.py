@@ -1,7 +1,7 @@
 """Rotation of view-dependent colour: spherical harmonics of degree 0 to 2 under a rotation of space.
 
-A contributor's field knows colours by directions in its own axes; before they are mixed with others' in global axes they
-must be turned with the pose (Suzuki 2023 does not say so).
+A contributor's field knows colours by directions in its own axes; before they are mixed with others' in global axes
+they must be turned with the pose (Suzuki 2023 does not say so).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def rotation_of_harmonics(rotation: NDArray) -> NDArray[np.float64]:
     """``M [9, 9]`` such that coefficients ``M k`` show along ``R d`` what ``k`` show along ``d``, for R ``[3, 3]``.
 
-    M is orthogonal and mixes no degrees. ``M = 4 pi / 12 sum_i Y(v_i) Y(R^T v_i)^T`` over the corners v of an icosahedron: a
-    spherical design of strength 5, so the sum is the integral over the sphere of products of degree up to 4.
+    M is orthogonal and mixes no degrees. ``M = 4 pi / 12 sum_i Y(v_i) Y(R^T v_i)^T`` over the corners v of an
+    icosahedron: a spherical design of strength 5, so the sum is the integral over the sphere of products of degree up
+    to 4.
     """
     corners = _icosahedron()
     turned = _harmonics(corners @ np.asarray(rotation, np.float64))  # Rows are R^T v.

@@ -1,9 +1,10 @@
 """Where everything of a map is, at every version: a tree whose nodes are never changed.
 
-A leaf is a key of three integers in [0, 2^28) and a pointer: the version that wrote it. Every node stands for 16 x 16 x 16
-nodes of the level below and knows, for each that is not empty, the version that wrote *that*. A new version writes the
-nodes on the way to what it changes, in one file, and shares all others with the versions before: what it costs depends on
-what it changes and on how full nodes are, not on the size of the map, and every version can be read as if it were alone.
+A leaf is a key of three integers in [0, 2^28) and a pointer: the version that wrote it. Every node stands for 16 x 16 x
+16 nodes of the level below and knows, for each that is not empty, the version that wrote *that*. A new version writes
+the nodes on the way to what it changes, in one file, and shares all others with the versions before: what it costs
+depends on what it changes and on how full nodes are, not on the size of the map, and every version can be read as if it
+were alone.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Index:
         return False
 
     def within(self, version: int, tree: str, low: Key, high: Key) -> Iterator[tuple[Key, int]]:
-        """The leaves of a version between two corners, both included, and their pointers, neighbours near each other."""
+        """The leaves of a version between two corners, both included, and their pointers; the order is the tree's."""
         return self._within(version, tree, LEVELS, (0, 0, 0), low, high)
 
     def _within(self, at: int, tree: str, level: int, first: Key, low: Key, high: Key) -> Iterator[tuple[Key, int]]:

@@ -33,14 +33,14 @@ class Mixing:
     """Share of a voxel that stays when a contribution comes."""
 
     first: Literal["debias", "zero", "replace"] = "debias"
-    """What the first contribution to a voxel finds. Zero: V = 0, as the paper. Debias: the same, but what is read out is
+    """What the first contribution to a voxel finds. Zero: V = 0, as the paper. Debias: the same, but what is read is
     V / (1 - eta^n), as Adam does. Replace: V becomes V~."""
 
     views: int = 0
-    """Photographs of a usual contribution: one of k times as many counts as k of them, by eta^k; 0 to count all alike."""
+    """Photographs of a usual contribution: one of k times as many counts as k of them (eta^k); 0: all count alike."""
 
     staleness: float = 0.0
-    """A contribution that began s versions of the map ago counts as (1 + s)^-staleness of one (Xie et al., FedAsync)."""
+    """A contribution that began s versions of the map ago counts as (1 + s)^-staleness of one (Xie et al. 2019)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < 1:
@@ -77,7 +77,7 @@ class Contribution(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a map keeps: V in ``bricks``, and ``weight`` float32 ``[N, 512]``, the sum of the weights of all V~ in it."""
+    """What a map keeps: V in ``bricks``, and ``weight`` float32 ``[N, 512]``, the sum of the weights of all V~."""
 
     bricks: Bricks
     weight: NDArray[np.float32]

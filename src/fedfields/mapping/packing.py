@@ -23,7 +23,7 @@ def largest(precision: Precision) -> float:
 
 
 def packed(bricks: Bricks, precision: Precision) -> Params:
-    """The M seen voxels of N bricks: a bit for each voxel ``[N, 64]``, density ``[M]``, sh ``[M, 27]``, visits ``[M]``."""
+    """The M seen voxels of N bricks: which, in bits ``[N, 64]``, density ``[M]``, sh ``[M, 27]``, visits ``[M]``."""
     at, dtype = np.flatnonzero(bricks.visits), getattr(torch, precision)
     return {
         "coords": torch.from_numpy(bricks.coords),

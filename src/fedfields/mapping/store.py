@@ -9,9 +9,9 @@
     tiles/0_-1_0/3_-5_1.12.safetensors  the seen voxels of tile (3, -5, 1), as version 12 wrote them
     contributions/00000012.safetensors  what was merged, kept while it can be undone
 
-Nothing is found by listing a folder, so that a map can be read wherever fsspec reads, and a file is never written twice:
-whoever copies ``head.json`` last always leaves a map that is whole. Merging needs a local file system, with locks
-(`fedfields.mapping.commits`).
+Nothing is found by listing a folder, so that a map can be read wherever fsspec reads, and a file is never written
+twice: whoever copies ``head.json`` last always leaves a map that is whole. Merging needs a local file system, with
+locks (`fedfields.mapping.commits`).
 """
 
 from __future__ import annotations
@@ -303,10 +303,14 @@ def open_map(where: str | Path) -> Map:
         found = parse_json(place.read("map.json"))
         number = found.pop("format")
         if number != FORMAT:
-            raise UserError(f"{place.where} has format {number}, this program reads {FORMAT}; use the one that wrote it")
+            raise UserError(
+                f"{place.where} has format {number}, this program reads {FORMAT}; use the one that wrote it"
+            )
         return Map(place, MapSettings(**found | {"mixing": Mixing(**found["mixing"])}))
     except FileNotFoundError as error:
-        raise UserError(f"{place.where} is no map: it has no map.json; make one first, or correct the address") from error
+        raise UserError(
+            f"{place.where} is no map: it has no map.json; make one first, or correct the address"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(place, "map.json", error) from error
 

@@ -1,8 +1,9 @@
 """Sparse voxels in memory: what a map holds, what an area of it holds, and what one contribution brings.
 
-A lattice of voxels fills space: voxel ``i`` (three integers, negative ones too) has the edge ``voxel`` in metres, and its
-values belong to its centre, ``voxel * (i + 0.5)`` in global metres. Between centres, values are interpolated trilinearly;
-an unseen voxel counts as empty (density 0) and takes no part in colour. What was seen is kept in bricks of 8^3 voxels.
+A lattice of voxels fills space: voxel ``i`` (three integers, negative ones too) has the edge ``voxel`` in metres, and
+its values belong to its centre, ``voxel * (i + 0.5)`` in global metres. Between centres, values are interpolated
+trilinearly; an unseen voxel counts as empty (density 0) and takes no part in colour. What was seen is kept in bricks of
+8^3 voxels.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Bricks(NamedTuple):
             ``8 b`` to ``8 b + 7`` along each axis.
         density: float32 ``[N, 512]``, in 1/m, after the activation. Voxels of a brick are in the order x slowest, z
             fastest: voxel ``8 b + (i, j, k)`` is at ``64 i + 8 j + k``.
-        sh: float32 ``[N, 512, 27]``, coefficients before the sigmoid, as `fields.hashgrid` has them: nine of red, nine of
+        sh: float32 ``[N, 512, 27]``, coefficients before the sigmoid, as `fields.hashgrid` has them: nine of red, nine
+        of
             green, nine of blue, each in the order and with the signs of `fields.hashgrid.harmonics`.
         visits: uint16 ``[N, 512]``, how many contributions touched a voxel. Where it is 0 the voxel is unseen, and
             density and sh are 0.
