@@ -413,6 +413,7 @@ def match_points(
         found[h] = total / len(points)
 
 
+@compiled
 def count_rays(
     origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, density: np.ndarray,
     least: float, counts: np.ndarray,
