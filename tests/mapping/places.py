@@ -27,7 +27,9 @@ def look(place, points):
     ground, nearest, which = points[..., 2], np.full(points.shape[:-1], np.inf), np.zeros(points.shape[:-1], int)
     for k, (middle, size) in enumerate(zip(place.middles, place.sizes, strict=True)):
         x, y, z = np.moveaxis(np.abs(points - middle) - size, -1, 0)
-        house = np.sqrt(sum(np.maximum(way, 0) ** 2 for way in (x, y, z))) + np.minimum(np.maximum(np.maximum(x, y), z), 0)
+        house = np.sqrt(sum(np.maximum(way, 0) ** 2 for way in (x, y, z))) + np.minimum(
+            np.maximum(np.maximum(x, y), z), 0
+        )
         which, nearest = np.where(house < nearest, k, which), np.minimum(house, nearest)
     x, y = points[..., 0], points[..., 1]
     patch = 0.5 + 0.2 * np.sin(0.31 * x + 0.9) * np.sin(0.23 * y) + 0.15 * np.sin(0.11 * x - 0.17 * y)
@@ -36,9 +38,12 @@ def look(place, points):
 
 
 def baked(place, low, high, voxel, seed=0, noise=0.0, offset=np.zeros(3), thick=4.0):
-    """What a field of the village would bake to, seen within ``thick`` metres of surfaces; errors of distance and colour."""
+    """What a field of the village would bake to, seen within ``thick`` metres of surfaces, with errors."""
     rng = np.random.default_rng(seed)
-    edges = [np.arange(np.floor(a / voxel / 8), np.ceil(b / voxel / 8)).astype(np.int32) for a, b in zip(low, high, strict=True)]
+    edges = [
+        np.arange(np.floor(a / voxel / 8), np.ceil(b / voxel / 8)).astype(np.int32)
+        for a, b in zip(low, high, strict=True)
+    ]
     coords = sorted_coords(np.stack(np.meshgrid(*edges, indexing="ij"), -1))
     distance, colour = look(place, centres(coords, voxel) + offset)
     distance += noise * voxel * rng.normal(size=distance.shape)

@@ -92,11 +92,14 @@ def surface_of(bricks: Bricks, voxel: float) -> Surface:
     return Surface(centres(bricks.coords, voxel)[solid], 1 / (1 + np.exp(-FLAT * shades)))
 
 
-def level_of(bricks: Bricks, voxel: float, cell: float) -> Level:
-    """A map at another resolution, smoothed by a cell or so."""
-    cell = max(cell, voxel)
-    found = surface_of(bricks, voxel)
-    seen = centres(bricks.coords, voxel)[bricks.visits > 0]
+def levels_of(bricks: Bricks, voxel: float, search: Search) -> list[Level]:
+    """A map at the resolutions that a search needs, the coarsest first; something of it must have been seen."""
+    found, seen = surface_of(bricks, voxel), centres(bricks.coords, voxel)[bricks.visits > 0]
+    return [_level(found, seen, voxel, max(part * search.metres, voxel)) for part in CELLS]
+
+
+def _level(found: Surface, seen: NDArray[np.float64], voxel: float, cell: float) -> Level:
+    """A surface and the centres of seen voxels at another resolution, smoothed by a cell or so."""
     low = seen.min(0) - 3 * cell
     shape = tuple(int(n) for n in np.ceil((seen.max(0) - low) / cell).astype(int) + 3)
     flat = np.ravel_multi_index(tuple(((found.places - low) / cell).astype(np.int64).T), shape)
@@ -130,7 +133,7 @@ def register(levels: list[Level], brought: Surface, start: NDArray, search: Sear
     """Motions ``[C, 3, 4]`` of a contribution into a map, the best first, no two of them nearly the same.
 
     Args:
-        levels: of the map, of widths `CELLS` times the metres of the search.
+        levels: of the map, for the same search.
         brought: of the contribution, in its own frame.
         start: ``[3, 4]``, the motion that is told; it is in error by at most the search's range.
         search: how.
