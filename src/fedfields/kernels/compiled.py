@@ -395,6 +395,25 @@ def average_voxels(
 
 
 @compiled
+def match_points(
+    values: np.ndarray, points: np.ndarray, turns: np.ndarray, shifts: np.ndarray, found: np.ndarray, first: int, last: int
+) -> None:
+    """Rows ``found[first:last]`` of `fedfields.kernels.matching.matched`."""
+    nx, ny, nz = values.shape[0], values.shape[1], values.shape[2]
+    for h in range(first, last):
+        r, t, total = turns[h], shifts[h], 0.0
+        for p in range(len(points)):
+            a, b, c = points[p, 0], points[p, 1], points[p, 2]
+            x = math.floor(r[0, 0] * a + r[0, 1] * b + r[0, 2] * c + t[0])
+            y = math.floor(r[1, 0] * a + r[1, 1] * b + r[1, 2] * c + t[1])
+            z = math.floor(r[2, 0] * a + r[2, 1] * b + r[2, 2] * c + t[2])
+            if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                v = values[np.int64(x), np.int64(y), np.int64(z)]
+                total += v[0] + points[p, 3] * v[1] + points[p, 4] * v[2] + points[p, 5] * v[3]
+        found[h] = total / len(points)
+
+
+@compiled
 def count_rays(
     origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, density: np.ndarray,
     least: float, counts: np.ndarray,
