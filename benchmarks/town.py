@@ -2,12 +2,13 @@
 
     python benchmarks/town.py [--quick] [--json] [--out DIR] [--keep DIR]
 
-The table of Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, on a made-up town
-(data:town): "one model" trains on all photographs; "4 x 4 grid" is a model for each cell of a grid, trained on the pixels
-of which the ray meets the ground in the cell or 15 % beyond, and each ray is rendered by the model in whose cell it meets
-the ground; "map" is one small model per client, baked and merged as they come (eq. 4, eta 0.9). All take as many steps for
-a pixel. PSNR is that of photographs that nobody trained on. Seconds are processor time of one core: of the parallel ones,
-of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what lies on the disk.
+The table of Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, on a made-up
+town (data:town): "one model" trains on all photographs; "4 x 4 grid" is a model for each cell of a grid, trained on the
+pixels of which the ray meets the ground in the cell or 15 % beyond, and each ray is rendered by the model in whose cell
+it meets the ground; "map" is one small model per client, baked and merged as they come (eq. 4, eta 0.9). All take as
+many steps for a pixel. PSNR is that of photographs that nobody trained on. Seconds are processor time of one core: of
+the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what lies on
+the disk.
 
 "rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it. Two rows
 say where the map's error comes from: the one model baked into voxels, and the one model with its view dependence
@@ -58,6 +59,9 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
+MARCHING = Marching(steps=256, samples=16384, cells=48)
+"""How all fields are rendered: a step is 1.4 m in the town's cube."""
+
 CELLS = 4
 """Of the grid, along an axis."""
 
@@ -96,10 +100,17 @@ class Sizes(NamedTuple):
         """As many steps as these photographs have pixels for."""
         pixels = sum(p.camera.width * p.camera.height if p.usable is None else len(p.usable) for p in photos)
         steps = max(1, round(pixels * self.passes / self.batch))
-        return Training(self.field, Marching(samples=16 * self.batch), self.batch, steps)
+        return Training(self.field, MARCHING, self.batch, steps)
 
 
-FULL = Sizes(Town(photos=100, clients=16, least=12, most=20, width=64, height=48), HashGrid(), 1024, 10, 1.0, 45.0)
+FULL = Sizes(
+    Town(photos=100, clients=16, least=12, most=20, width=64, height=48),
+    HashGrid(levels=8, finest=256),
+    1024,
+    10,
+    1.0,
+    45.0,
+)
 QUICK = Sizes(
     Town(extent=80, photos=20, clients=4, least=6, most=8, width=32, height=24, tests=4),
     HashGrid(levels=8, log2_rows=13, finest=128),
@@ -176,7 +187,7 @@ class Desk(NamedTuple):
 
 
 def viewer(sizes: Sizes, params: Params) -> Viewer:
-    return Viewer(MarchedLoss(sizes.field, Marching()), params, 0)
+    return Viewer(MarchedLoss(sizes.field, MARCHING), params, 0)
 
 
 def cells_of(rays: Rays, frame: Frame) -> Tensor:

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -26,11 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfields.errors import UserError
+from fedfields.mapping.align import FEWEST, Alignment, Brought, align, target
 from fedfields.mapping.bake import bake, cells_of
 from fedfields.mapping.commits import lock, merge, opened
 from fedfields.mapping.merge import Contribution, Refused
+from fedfields.mapping.register import surface_of
 from fedfields.mapping.store import Gone, Map, View
 from fedfields.mapping.upload import Upload, sent_from_bytes
+from fedfields.seeds import generator
 from fedfields.store import MAX_LINES, cannot_write, discard, is_unfinished, parse_json, read_file, writing
 
 LARGEST = 2**30
@@ -68,7 +71,7 @@ class Deferred(Exception):
 
 
 Align = Callable[[View, Upload], NDArray[np.float64]]
-"""The pose ``[3, 4]`` of a field in a map. Raises `Refused` if it fits nowhere, `Deferred` if nothing is there to fit to."""
+"""The pose ``[3, 4]`` of a field in a map. Raises `Refused` if it fits nowhere, `Deferred` if nothing is there yet."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,12 @@ class Queue:
                 found[path.stem] = Note(path.stem, "waiting")
         return found
 
-    def work(self, rules: Rules, align: Align | None = None, told: Callable[[Note], None] = lambda note: None) -> int:
+    def work(self, rules: Rules, find: Align | None = None, told: Callable[[Note], None] = lambda note: None) -> int:
         """Settles what waits until nothing can be settled any more; returns how many contributions were.
 
         Args:
             rules: what is taken.
-            align: finds the pose of a field in the map; without it poses are believed.
+            find: finds the pose of a field in the map; without it poses are believed.
             told: called with every note.
 
         Raises:
@@ -158,7 +161,7 @@ class Queue:
         while todo := [path for path in self.waiting() if path.name not in passed and self._is_due(path)]:
             for path in todo:
                 with _claimed(path) as mine:
-                    note = self._settle(path, rules, align) if mine else None
+                    note = self._settle(path, rules, find) if mine else None
                 if note is None:
                     passed.add(path.name)
                 else:
@@ -170,7 +173,7 @@ class Queue:
         """Whether a file was not looked at yet, or the map has changed since."""
         return self._looked.get(path.name) != self.store.head
 
-    def _settle(self, path: Path, rules: Rules, align: Align | None) -> Note:
+    def _settle(self, path: Path, rules: Rules, find: Align | None) -> Note:
         """Merges or refuses a file, unless it has to wait, and says so in the journal."""
         began, digest, head = time.monotonic(), path.stem, self.store.head
         note = Note(digest, "refused", size=path.stat().st_size)
@@ -180,7 +183,7 @@ class Queue:
                 raise Refused(f"{path.name} is not what its name says; put it into the queue again")
             sent = sent_from_bytes(content)
             note = note._replace(name=sent.name)
-            version = self._merged(sent.name, digest) or self._merge(sent, digest, rules, align)
+            version = self._merged(sent.name, digest) or self._merge(sent, digest, rules, find)
             note = note._replace(state="merged", version=version)
         except Gone:  # Others have merged so much meanwhile that the version is forgotten.
             note = note._replace(state="waiting", why="the map has changed meanwhile")
@@ -203,14 +206,16 @@ class Queue:
         return note
 
     def _merged(self, name: str, digest: str) -> int:
-        """The version that merged this very file before a crash; 0 if there is none."""
+        """The version that merged this very file, if a crash kept the journal from saying so; else 0."""
         version = self.store.merged_by(self.store.head, name)
+        if not version or any(note.version == version for note in self.journal()):
+            return 0
         try:
-            return version if version and self.store.entry(version).about.get("source") == digest else 0
+            return version if self.store.entry(version).about.get("source") == digest else 0
         except Gone:
             return 0
 
-    def _merge(self, sent: Upload | Contribution, digest: str, rules: Rules, align: Align | None) -> int:
+    def _merge(self, sent: Upload | Contribution, digest: str, rules: Rules, find: Align | None) -> int:
         view = self.store.view()
         if rules.stale and sent.base is not None and view.version - sent.base > rules.stale:
             raise Refused(
@@ -221,7 +226,7 @@ class Queue:
         if before:  # Before it is aligned and baked, which takes seconds.
             raise Refused(f"contribution {sent.name[:40]!r} is refused: version {before} merged it already")
         if isinstance(sent, Upload):
-            sent = baked(view, sent, align)
+            sent = baked(view, sent, find)
         return merge(self.store, sent._replace(source=digest)).version
 
     def _file(self, digest: str) -> Path:
@@ -242,7 +247,38 @@ class Queue:
                 raise cannot_write(path, error) from error
 
 
-def baked(view: View, sent: Upload, align: Align | None) -> Contribution:
+@dataclass(frozen=True)
+class Aligner:
+    """Finds the pose of a field by what it shows and what the map shows, within the error that came with it."""
+
+    settings: Alignment = field(default_factory=Alignment)
+    """How; its search is as wide as the error."""
+
+    seed: int = 0
+    """Of everything random."""
+
+    def __call__(self, view: View, sent: Upload) -> NDArray[np.float64]:
+        """See `Align`."""
+        voxel, (metres, degrees) = view.map.settings.voxel, sent.error
+        bricks = bake(sent.local, np.eye(3, 4), voxel).bricks
+        own = surface_of(bricks, voxel).places
+        if not len(own):
+            raise Refused(f"contribution {sent.name[:40]!r} is refused: it shows no surfaces; train it for longer")
+        middle, wide = (own.min(0) + own.max(0)) / 2, float(np.linalg.norm(own.max(0) - own.min(0))) / 2
+        there = sent.pose[:, :3] @ middle + sent.pose[:, 3]
+        area = view.area(there - wide - metres, there + wide + metres)
+        if len(surface_of(area, voxel).places) < FEWEST:
+            raise Deferred(f"nothing of the map is within {wide + metres:,.0f} m of it; it waits for others")
+        search = replace(self.settings.search, metres=max(metres, voxel), degrees=max(degrees, 0.1))
+        settings, random = replace(self.settings, search=search), generator(self.seed, "align", sent.name)
+        try:
+            brought = Brought(sent.name, bricks, sent.cameras, sent.pose)
+            return align(target(area, voxel, settings), brought, settings, random).pose
+        except UserError as error:
+            raise Refused(str(error)) from error
+
+
+def baked(view: View, sent: Upload, find: Align | None) -> Contribution:
     """A field in the lattice of a map, where it belongs: under its own pose, if that was surveyed or the map is empty.
 
     Raises:
@@ -257,8 +293,8 @@ def baked(view: View, sent: Upload, align: Align | None) -> Contribution:
     except UserError as error:
         raise Refused(f"contribution {sent.name[:40]!r} is refused: {error}; the map is as it was") from error
     pose = sent.pose
-    if align is not None and any(sent.error) and view.version:
-        pose = align(view, sent)
+    if find is not None and any(sent.error) and view.version:
+        pose = find(view, sent)
     return bake(sent.local, pose, settings.voxel, sent.base)
 
 

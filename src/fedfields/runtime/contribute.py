@@ -1,8 +1,8 @@
 """A client of the map: a field trained on its own photographs, where they are (Suzuki 2023, section 3.1).
 
-What photographs from the air show beside the client's cube would be explained by something inside of it, and with that the map
-would be damaged. So a client uses the pixels of which the ray leaves the cube through its floor, below the ground:
-what they show is in the cube.
+What photographs from the air show beside the client's cube would be explained by something inside of it, and with that
+the map would be damaged. So a client uses the pixels of which the ray leaves the cube through its floor, below the
+ground: what they show is in the cube.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def as_local(
 
 
 def through_floor(photos: Sequence[Photo]) -> tuple[Photo, ...]:
-    """Photographs with the pixels of which the ray leaves the cube through its floor, z = -1; those with none are left out."""
+    """Photographs with the pixels of which the ray leaves the cube through its floor, z = -1; others are left out."""
     found = []
     for photo in photos:
         rays: Rays = photo_rays(photo.pose, photo.camera)
