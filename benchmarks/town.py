@@ -10,9 +10,9 @@ many steps for a pixel. PSNR is that of photographs that nobody trained on. Seco
 the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what lies on
 the disk.
 
-"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it. Two rows
-say where the map's error comes from: the one model baked into voxels, and the one model with its view dependence
-taken away.
+"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; "aligned"
+is what a server makes of these, of which the first was surveyed. Two rows say where the map's error comes from: the one
+model baked into voxels, and the one model with its view dependence taken away.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss
 from fedfields.mapping.bake import Local, bake
 from fedfields.mapping.commits import merge
+from fedfields.mapping.intake import Aligner, Queue, Rules
 from fedfields.mapping.merge import Contribution
 from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload, upload_as_bytes
@@ -59,8 +60,8 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
-MARCHING = Marching(steps=256, samples=16384, cells=48)
-"""How all fields are rendered: a step is 1.4 m in the town's cube."""
+MARCHING = Marching(steps=192, samples=8192, cells=40)
+"""How all fields are rendered: a step is 1.1 m in the town's cube."""
 
 CELLS = 4
 """Of the grid, along an axis."""
@@ -104,12 +105,12 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    Town(photos=100, clients=16, least=12, most=20, width=64, height=48),
-    HashGrid(levels=8, finest=256),
-    1024,
-    10,
+    Town(120, photos=60, clients=16, least=8, most=14, width=48, height=36, lowest=40, highest=70, tests=12),
+    HashGrid(levels=8, log2_rows=14, finest=128),
+    512,
+    30,
     1.0,
-    45.0,
+    30.0,
 )
 QUICK = Sizes(
     Town(extent=80, photos=20, clients=4, least=6, most=8, width=32, height=24, tests=4),
@@ -264,6 +265,17 @@ def map_of(folder: Path, contributions: Sequence[Contribution], voxel: float) ->
     return store
 
 
+def aligned_map(folder: Path, drones: Sequence[Drone], voxel: float) -> Map:
+    """What a server makes of rough poses; those that it refuses or that fit to nothing are left out."""
+    store = create_map(folder, MapSettings(voxel, "float16", keep=0))
+    queue = Queue(store)
+    for i, drone in enumerate(drones):
+        upload = drone.upload if i else drone.upload._replace(pose=drone.true, error=(0.0, 0.0))
+        queue.put(upload_as_bytes(upload))
+        queue.work(Rules(), Aligner(), lambda note: print(note.name, note.state, note.why, file=sys.stderr, flush=True))
+    return store
+
+
 def on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -312,6 +324,10 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
     see = by_cell({cell: viewer(sizes, each.params) for cell, each in grid.items()}, frame)
     seconds, stored = max(each.seconds for each in grid.values()), sum(size_of(each.params) for each in grid.values())
     made.add("4 x 4 grid", see, seconds, None, stored)
+    store = aligned_map(folder / "aligned", drones, sizes.voxel)
+    name = f"map, aligned ({store.head} of {len(drones)})"
+    shown[name] = MapViewer(store.view(), frame)
+    made.add(name, shown[name], slowest, sent, on_disk(folder / "aligned"))
     return made.rows, shown
 
 
