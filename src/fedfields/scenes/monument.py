@@ -51,8 +51,8 @@ TOUR = Tour(radius=2.6, view=0.74)
 """How far away cameras stand, and how wide they see."""
 
 ELEVATIONS = (0.3, 0.85)
-"""Lowest and highest angle of a camera above the horizon, in radians: as from the slopes around it. People who stand on the
-ground before it cover less of it than they would from below."""
+"""Lowest and highest angle of a camera above the horizon, in radians: as from the slopes around it. People who
+stand on the ground before it cover less of it than they would from below."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from fedfields.lazy import torch
 from fedfields.rendering.rays import Rays
@@ -20,6 +20,8 @@ from fedfields.types import Client, Task
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+T = TypeVar("T")
 
 Crowd = Literal["none", "light", "heavy", "mixed"]
 """Who stands before the place: nobody; a small figure at the side; three people; or the last two in turn."""
@@ -67,14 +69,7 @@ def in_hands(
         jitters: see `RaySignal`.
         known_background: see `RaySignal`.
     """
-    everything = [one for mine in shots for one in mine]
-    by_client = {
-        "federated": [[mine] for mine in shots],
-        "pooled": [[everything]],
-        "grouped": [list(shots)],
-        "alone": [[mine] for mine in shots[:1]],
-    }[sharing]
-    clients = []
+    by_client, clients = by_hand(shots, sharing), []
     for i, groups in enumerate(by_client):
         name, tasks = f"client-{i}", []
         for owner, mine in enumerate(groups):
@@ -83,6 +78,15 @@ def in_hands(
             tasks.append(Task(signal, signal, name))
         clients.append(Client(name, tuple(tasks)))
     return tuple(clients), tuple(tuple(itertools.chain.from_iterable(groups)) for groups in by_client)
+
+
+def by_hand(owned: Sequence[Sequence[T]], sharing: Sharing) -> list[list[Sequence[T]]]:
+    """What is trained on by each client, apart by owner if that is known, from what each owner has."""
+    if sharing == "pooled":
+        return [[list(itertools.chain.from_iterable(owned))]]
+    if sharing == "grouped":
+        return [list(owned)]
+    return [[mine] for mine in (owned[:1] if sharing == "alone" else owned)]
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
