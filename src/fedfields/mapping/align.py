@@ -1,7 +1,7 @@
 """The pose of a contribution in the map: roughly by its voxels, finely by what both show along the same rays.
 
-Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, section 3.3: GPS and gimbal
-are metres and degrees wrong, so the server finds the rigid motion under which map and contribution look alike::
+Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, section 3.3: GPS and
+gimbal are metres and degrees wrong, so the server finds the rigid motion under which map and contribution look alike::
 
     t, R = argmin sum_j E_rays  lambda |C_g(r) - C(r_j)| + (1 - lambda) |D_g(r) - D(r_j)|                 (5)
 
@@ -118,8 +118,8 @@ class Aligned(NamedTuple):
 
     Attributes:
         pose: ``[3, 4]``, from its frame to the world.
-        confidence: in [0, 1]: the correlation of the colours that map and contribution show along the same rays, times the
-            share of these rays whose depths agree to two voxels.
+        confidence: in [0, 1]: the correlation of the colours that map and contribution show along the same rays, times
+            the share of these rays whose depths agree to two voxels.
         overlap: share of the contribution's rays that see something in the map, too.
         loss: eq. 5.
     """
@@ -160,9 +160,10 @@ def align(to: Target, brought: Brought, settings: Alignment, generator: Generato
     """
     found = fitted(to, brought, settings, generator)
     if found.overlap < settings.overlap or found.confidence < settings.confidence:
+        search = settings.search
         raise UserError(
-            f"contribution {brought.name[:40]!r} is refused: under the best pose within {settings.search.metres:g} m and "
-            f"{settings.search.degrees:g} degrees of its own, {found.overlap:.0%} of it overlap the map "
+            f"contribution {brought.name[:40]!r} is refused: under the best pose within {search.metres:g} m and "
+            f"{search.degrees:g} degrees of its own, {found.overlap:.0%} of it overlap the map "
             f"({settings.overlap:.0%} are needed), with a confidence of {found.confidence:.2f} "
             f"({settings.confidence:.2f} is needed); check its GPS and gimbal angles; the map is as it was"
         )
@@ -222,7 +223,7 @@ def _descended(to: Target, views: Views, pose: NDArray, settings: Alignment, gen
 
 
 def changed(pose: Tensor, step: Tensor, centre: Tensor, reach: float) -> Tensor:
-    """A pose ``[3, 4]`` turned by ``exp(step[:3])`` about where it takes ``centre``, and shifted by ``reach step[3:]``."""
+    """A pose ``[3, 4]`` turned by ``exp(step[:3])`` about where it takes ``centre``, then shifted by ``reach step[3:]``."""
     turn, middle = exp(step[:3]), pose[:, :3] @ centre + pose[:, 3]
     shift = turn @ (pose[:, 3] - middle) + middle + reach * step[3:]
     return torch.cat([turn @ pose[:, :3], shift[:, None]], 1)

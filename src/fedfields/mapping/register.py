@@ -1,8 +1,8 @@
 """Where two sparse maps fit each other, roughly: many motions of the one, scored by what lies there in the other.
 
-Correlative matching from coarse to fine (Olson, *Real-time correlative scan matching*, 2009) by Monte-Carlo hypotheses with
-resampling (Lin et al., *Parallel inversion of neural radiance fields*, 2023). They can be thousands and not 64, because a
-motion costs some hundred look-ups in a grid and no picture. What it finds is good to a part of a metre.
+Correlative matching from coarse to fine (Olson, *Real-time correlative scan matching*, 2009) by Monte-Carlo hypotheses
+with resampling (Lin et al., *Parallel inversion of neural radiance fields*, 2023). They can be thousands and not 64,
+because a motion costs some hundred look-ups in a grid and no picture. What it finds is good to a part of a metre.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAT = 0.28209479177387814
 
 
 class Surface(NamedTuple):
-    """Voxels in which a ray would end: places ``[P, 3]`` in metres, and their colours ``[P, 3]`` over all directions."""
+    """Voxels in which a ray would end: places ``[P, 3]`` in metres, and colours ``[P, 3]`` over all directions."""
 
     places: NDArray[np.float64]
     colours: NDArray[np.float32]
