@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fednerf import save_chart
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -46,7 +47,6 @@ from fedfields.scenes.town import Town
 from fedfields.scenes.views import Photo, RaySignal
 from fedfields.seeds import generator
 from fedfields.types import Batch
-from fednerf import save_chart
 
 SLAB = -7.0, 18.0
 """Heights in metres between which the town lies: what structure from motion would tell a client."""

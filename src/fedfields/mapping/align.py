@@ -23,8 +23,8 @@ from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.mapping.register import Level, Search, levels_of, register, surface_of
 from fedfields.mapping.render import MapRays, render, volume
-from fedfields.mapping.rigid import exp
-from fedfields.mapping.voxels import Bricks
+from fedfields.mapping.rigid import exp, moved
+from fedfields.mapping.voxels import Bricks, centres
 from fedfields.rendering.cameras import check_pose
 from fedfields.rendering.rays import Rays
 
@@ -141,6 +141,16 @@ class Views(NamedTuple):
         return Views(self.rays.chosen(index), type(self.seen)(*(part[index] for part in self.seen)))
 
 
+def around(brought: Brought, voxel: float, search: Search) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two corners ``[3]``, in metres, of all that a contribution may cover within the search: what to read of a map."""
+    places = centres(brought.bricks.coords, voxel)[brought.bricks.visits > 0]
+    if not len(places):
+        raise UserError(f"contribution {brought.name[:40]!r} saw nothing; train it for longer")
+    middle = (places.min(0) + places.max(0)) / 2
+    reach = float(np.linalg.norm(places - middle, axis=1).max()) + search.metres
+    return moved(brought.start, middle) - reach, moved(brought.start, middle) + reach
+
+
 def target(bricks: Bricks, voxel: float, settings: Alignment) -> Target:
     """A map made ready.
 
@@ -223,7 +233,7 @@ def _descended(to: Target, views: Views, pose: NDArray, settings: Alignment, gen
 
 
 def changed(pose: Tensor, step: Tensor, centre: Tensor, reach: float) -> Tensor:
-    """A pose ``[3, 4]`` turned by ``exp(step[:3])`` about where it takes ``centre``, then shifted by ``reach step[3:]``."""
+    """A pose ``[3, 4]``, turned by ``exp(step[:3])`` about where it takes ``centre``, shifted by ``reach step[3:]``."""
     turn, middle = exp(step[:3]), pose[:, :3] @ centre + pose[:, 3]
     shift = turn @ (pose[:, 3] - middle) + middle + reach * step[3:]
     return torch.cat([turn @ pose[:, :3], shift[:, None]], 1)

@@ -89,7 +89,8 @@ def surface_of(bricks: Bricks, voxel: float) -> Surface:
     """The voxels of which half of the light does not come out."""
     solid = (1 - np.exp(-bricks.density * voxel) >= 0.5) & (bricks.visits > 0)
     shades = bricks.sh.reshape(-1, HARMONICS)[solid.reshape(-1)][:, ::9]
-    return Surface(centres(bricks.coords, voxel)[solid], 1 / (1 + np.exp(-FLAT * shades)))
+    colours = (1 / (1 + np.exp(-FLAT * shades))).astype(np.float32)
+    return Surface(centres(bricks.coords, voxel)[solid], colours)
 
 
 def levels_of(bricks: Bricks, voxel: float, search: Search) -> list[Level]:
@@ -125,7 +126,7 @@ def _smoothed(values: NDArray[np.float32]) -> NDArray[np.float32]:
     for axis in (0, 1, 2, 0, 1, 2):
         padded = np.pad(values, [(1, 1) if k == axis else (0, 0) for k in range(3)])
         a, b, c = (padded.take(range(i, i + values.shape[axis]), axis) for i in range(3))
-        values = 0.25 * a + 0.5 * b + 0.25 * c
+        values = (0.25 * a + 0.5 * b + 0.25 * c).astype(np.float32, copy=False)
     return values
 
 
