@@ -2,16 +2,16 @@
 
     python benchmarks/align.py [--trials N] [--few N] [--out DIR] [--quick] [--json]
 
-A made-up town of 200 m, of which all poses are known exactly. The map is a hash grid that one client trained on a
-flight over the whole town, baked into voxels; the contributions are hash grids of other clients, with other photographs
-of other flights over parts of it. So both sides are learned, each with errors of its own, and neither is a copy of the
-other.
+A made-up town of 200 m, of which all poses are known exactly. Two clients have photographs of two flights over parts of
+it that overlap by about half, and each trains a hash grid of its own. As in the paper, one of them, baked into voxels,
+plays the map and the other one the contribution; then they change places. So both sides are learned, each with errors
+of its own, and neither is a copy of the other.
 
 A trial turns the true pose of a contribution by up to 20 degrees about each axis and shifts it by up to 20 m along
 each. It succeeds if the pose that comes out is within 1 m and 1 degree; errors are those of the contribution's middle,
 and seconds are processor time of one core. Contributions that do not belong: one of another town, one trained on noise,
 and good ones that start 60 to 80 m away. The threshold is the middle between the good and the bad of one half of the
-trials ("east"), and is judged by the other half ("west").
+trials, with "east" as the contribution, and is judged by the other half, with "west".
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Sizes(NamedTuple):
         kept: photographs of a contribution, the nearest to the middle of its part.
         voxel: metres.
         half: half the edge of the part that a contribution covers, in metres.
-        steps: of training a contribution; the map takes half as many again.
+        steps: of training; noise takes half as many.
     """
 
     town: Town
@@ -85,12 +85,11 @@ class Part(NamedTuple):
 
     flight: str
     seed: int = 0
-    around: tuple[float, float] | None = None
+    around: tuple[float, float] = (0.0, 0.0)
     noise: bool = False
 
 
 PARTS = {
-    "map": Part("map"),
     "east": Part("east", 0, (25.0, 15.0)),
     "west": Part("west", 0, (-30.0, -20.0)),
     "elsewhere": Part("elsewhere", 1, (25.0, 15.0)),
@@ -123,13 +122,17 @@ class Trial(NamedTuple):
         return self.fits and self.after[0] < 1 and self.after[1] < 1
 
 
+def middle_of(sizes: Sizes, part: Part) -> tuple[float, float]:
+    """The middle of a part in metres; in a smaller town everything is nearer."""
+    scale = sizes.town.extent / FULL.town.extent
+    return scale * part.around[0], scale * part.around[1]
+
+
 def photographs(sizes: Sizes, part: Part) -> tuple[Tensor, Tensor]:
     """Poses ``[V, 3, 4]`` in metres and pictures of a client."""
     poses = sizes.town.flight(sizes.town.photos, part.seed, part.flight)
-    if part.around is not None:
-        scale = sizes.town.extent / FULL.town.extent
-        away = (poses[:, :2, 3] - scale * torch.tensor(part.around).double()).norm(dim=1)
-        poses = poses[away.argsort()[: sizes.kept]]
+    away = (poses[:, :2, 3] - torch.tensor(middle_of(sizes, part)).double()).norm(dim=1)
+    poses = poses[away.argsort()[: sizes.kept]]
     return poses, sizes.town.shoot(poses, part.seed).colours
 
 
@@ -150,15 +153,13 @@ def trained(name: str, part: Part, sizes: Sizes) -> Local:
     chance = generator(part.seed, "train", name)
     if part.noise:
         colours = torch.randint(0, 256, colours.shape, dtype=torch.uint8, generator=chance)
-    scale = sizes.town.extent / FULL.town.extent
-    middle = [scale * place for place in part.around or (0.0, 0.0)]
-    frame = Frame((*middle, 0.0), sizes.half if part.around else 0.55 * sizes.town.extent, "white")
+    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half, "white")
     photos = [
         Photo(f"{i}", frame.pose(pose).float(), sizes.town.camera, one)
         for i, (pose, one) in enumerate(zip(poses, colours, strict=True))
     ]
     signal, field = RaySignal(tuple(photos)), HashGrid(log2_rows=17, finest=round(2 * frame.half / sizes.voxel))
-    weights = learned(field, signal, frame, sizes.steps if part.around else sizes.steps * 3 // 2, chance)
+    weights = learned(field, signal, frame, sizes.steps // (2 if part.noise else 1), chance)
     rays = in_slab(signal.everything(), frame).inputs
     seen = seen_cells(lambda points: field.density(weights, points), rays, cells_of(frame, sizes.voxel))
     return Local(name, field, weights, frame, seen, len(poses))
@@ -280,36 +281,35 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 
 def measured(sizes: Sizes, folder: Path, trials: int, few: int) -> dict:
     """All figures of one run; the picture lies in the folder."""
-    world, east, west, elsewhere, blind = (ready(name, sizes, folder) for name in PARTS)
-    base = Alignment()
-    before = time.process_time()
-    to = target(world.brought.bricks, sizes.voxel, base)
-    preparing = time.process_time() - before
-    halves = [
-        [trial(to, given, "near", True, 1000 * k + i, base) for i in range(trials // 2)]
-        for k, given in enumerate((east, west))
-    ]
+    east, west, elsewhere, blind = (ready(name, sizes, folder) for name in PARTS)
+    base, before = Alignment(), time.process_time()
+    pairs = [(target(there.brought.bricks, sizes.voxel, base), here) for here, there in ((east, west), (west, east))]
+    preparing = (time.process_time() - before) / 2
+    halves = [half(pair, 1000 * k, trials // 2, base) for k, pair in enumerate(pairs)]
     near = halves[0] + halves[1]
     draw(near, folder / "align.svg")
-    for k, (half, given) in enumerate(zip(halves, (east, west), strict=True)):
-        seeds = range(2000 + 100 * k, 2000 + 100 * k + few)
-        half += [trial(to, elsewhere, "elsewhere", False, seed, base) for seed in seeds]
-        half += [trial(to, blind, "noise", False, seed, base) for seed in seeds]
-        half += [trial(to, given, "far", False, seed, base) for seed in seeds]
+    for k, (to, given) in enumerate(pairs):
+        for kind, bad in (("elsewhere", elsewhere), ("noise", blind), ("far", given)):
+            halves[k] += [trial(to, bad, kind, False, 2000 + 100 * k + i, base) for i in range(few)]
     cut = threshold(halves[0])
     return {
         "voxel": sizes.voxel,
         "seconds_to_prepare_the_map": preparing,
         "trials": figures(near),
-        "voxels only": voxels_only(to, east, few, base),
-        "lambda": table(to, east, few, base, {f"{x:g}": {"colour": x} for x in (0.0, 0.25, 0.5, 0.75, 1.0)}),
-        "views": table(to, east, few, base, {f"{count}": {"views": count} for count in (1, 2, 4, 8)}),
+        "voxels only": voxels_only(*pairs[0], few, base),
+        "lambda": table(*pairs[0], few, base, {f"{x:g}": {"colour": x} for x in (0.0, 0.25, 0.5, 0.75, 1.0)}),
+        "views": table(*pairs[0], few, base, {f"{count}": {"views": count} for count in (1, 2, 4, 8)}),
         "chosen on east": refusals(halves[0], cut),
         "tested on west": refusals(halves[1], cut),
         "with the default": refusals(halves[0] + halves[1], base.confidence),
-        "pairs": [[*one.before, *one.after, one.confidence, one.overlap] for one in near],
+        "pairs": [[*one.before, *one.after, one.confidence, one.overlap, one.seconds] for one in near],
         "picture": str(folder / "align.svg"),
     }
+
+
+def half(pair: tuple[Target, Ready], first: int, count: int, base: Alignment) -> list[Trial]:
+    """Trials of one contribution, of which the right pose is in reach."""
+    return [trial(*pair, "near", True, first + i, base) for i in range(count)]
 
 
 def show(found: dict) -> None:
