@@ -68,7 +68,7 @@ class Lines(NamedTuple):
         basis: ``[R, 9]``, spherical harmonics of the directions.
         near: ``[R]`` float64, metres.
         step: ``[R]`` float64, metres; sample i is at ``near + (i + 0.5) step``.
-        count: ``[R]`` int64, samples.
+        counts: ``[R]`` int64, samples.
     """
 
     origins: np.ndarray
@@ -76,7 +76,7 @@ class Lines(NamedTuple):
     basis: np.ndarray
     near: np.ndarray
     step: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
 
 
 class Seen(NamedTuple):
@@ -184,7 +184,7 @@ def lines_of(
         basis: ``[R, 9]``, spherical harmonics of the directions.
         near: ``[R]``, metres.
         step: ``[R]``, metres between samples.
-        count: ``[R]`` int64, samples.
+        counts: ``[R]`` int64, samples.
     """
     start, way, at, pace = (leaf.detach().double().cpu().numpy() for leaf in (origins, directions, near, step))
     start, way = np.ascontiguousarray(start / volume.voxel - 0.5), np.ascontiguousarray(way / volume.voxel)

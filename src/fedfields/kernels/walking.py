@@ -162,7 +162,7 @@ def _dot(values: Any, a: Any, basis: Any) -> Any:
 
 @compiled
 def walk(
-    rays: tuple, which: np.ndarray, volume: tuple, stop: float, least: float,
+    rays: Any, which: np.ndarray, volume: Any, stop: float, least: float,
     state: np.ndarray, wanted: np.ndarray, first: int, last: int,
 ) -> None:  # fmt: skip
     """Carries rays ``which[first:last]`` on until they end or meet a tile that is not in the volume: ``wanted``."""
@@ -176,7 +176,7 @@ def walk(
             basis[k] = rays.basis[r, k]
         i, passed, waiting = np.int64(state[r, INDEX]), state[r, PASSED], state[r, WAITING]
         red, green, blue, depth = state[r, RED], state[r, RED + 1], state[r, RED + 2], state[r, DEPTH]
-        near, step, count = rays.near[r], rays.step[r], rays.count[r]
+        near, step, count = rays.near[r], rays.step[r], rays.counts[r]
         tile[0], wanted[r] = -1, DONE
         while passed >= stop:
             i, cell = _seek(i, count, near, step, rays.origins[r], rays.ways[r], volume, tile, place)
@@ -247,7 +247,7 @@ def _pull_of_colour(
 
 @compiled
 def walk_back(
-    rays: tuple, begin: np.ndarray, volume: tuple, stop: float, state: np.ndarray, above: np.ndarray,
+    rays: Any, begin: np.ndarray, volume: Any, stop: float, state: np.ndarray, above: np.ndarray,
     of_origin: np.ndarray, of_way: np.ndarray, of_basis: np.ndarray, first: int, last: int,
 ) -> None:  # fmt: skip
     """Gradients ``[R, 3]``, ``[R, 3]`` and ``[R, 9]`` (zeros before) from ``above [R, 5]``: colour, depth, opacity.
@@ -261,7 +261,7 @@ def walk_back(
     raw, factors = np.empty(3), np.empty(3)
     for r in range(first, last):
         basis, i, passed, tile[0] = rays.basis[r], begin[r], 1.0, -1
-        near, step, count = rays.near[r], rays.step[r], rays.count[r]
+        near, step, count = rays.near[r], rays.step[r], rays.counts[r]
         behind = above[r, 3] * state[r, DEPTH] + above[r, 4] * (1 - state[r, PASSED])
         for channel in range(3):
             behind += above[r, channel] * state[r, RED + channel]

@@ -128,7 +128,7 @@ def bake(local: Local, pose: NDArray, voxel: float, base: int | None = None) -> 
     coords = _touched(local, pose, voxel)
     parts = [_baked(local, pose, voxel, coords[i : i + TOGETHER]) for i in range(0, len(coords), TOGETHER)]
     bricks = unseen(coords) if not parts else Bricks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    return Contribution(local.name, bricks.chosen(bricks.visits.any(1)), voxel, pose, local.views, base)
+    return Contribution(local.name, bricks.chosen(np.flatnonzero(bricks.visits.any(1))), voxel, pose, local.views, base)
 
 
 def _touched(local: Local, pose: NDArray[np.float64], voxel: float) -> NDArray[np.int32]:

@@ -48,7 +48,9 @@ def entry_from(found: dict[str, Any]) -> Entry:
         KeyError, TypeError, ValueError, AttributeError: it is damaged.
     """
     tiles = {_tile(text): (int(now), int(before)) for text, (now, before) in found["tiles"].items()}
-    return Entry(**{name: found[name] for name in Entry._fields} | {"tiles": tiles})
+    told: dict[str, Any] = {name: found[name] for name in Entry._fields}
+    told["tiles"] = tiles
+    return Entry(**told)
 
 
 def _tile(text: str) -> Tile:

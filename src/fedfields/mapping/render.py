@@ -108,8 +108,8 @@ def stream(source: Source, voxel: float, rays: Rays, settings: MapRays, budget: 
     state, wanted = fresh(begin), np.full(len(begin), -1)
     limits = (settings.stop, settings.least)
     advance(index, lines, np.arange(len(begin)), state, wanted, *limits)
-    read = _Cache(budget // 2, lambda part: sum(leaf.nbytes for leaf in part))
-    ready = _Cache(budget // 2, lambda part: part.bytes)
+    read: _Cache[Bricks] = _Cache(budget // 2, lambda part: sum(leaf.nbytes for leaf in part))
+    ready: _Cache[Volume] = _Cache(budget // 2, lambda part: part.bytes)
     while (wanted >= 0).any():
         waiting = np.bincount(wanted[wanted >= 0], minlength=len(index.tiles))
         row = max(ready.held, key=lambda row: waiting[row], default=-1)
@@ -178,6 +178,6 @@ def _fetched(source: Source, there: set[Tile], index: Volume, row: int, read: _C
     for x, y, z in (tile + CORNERS).tolist():
         if (x, y, z) in there:
             part = read.get((x, y, z), lambda key=(x, y, z): source.bricks(key))
-            parts.append(part.chosen((part.coords <= EDGE * (tile + 1)).all(1)))
+            parts.append(part.chosen(np.flatnonzero((part.coords <= EDGE * (tile + 1)).all(1))))
     found = joined(parts)
     return volume_of(found.coords, found.density, found.sh, found.visits, index.voxel, tile)

@@ -92,8 +92,9 @@ def townscape(extent: float, generator: Generator) -> Townscape:
     crowns = _crowns(houses, lines, bends, half, heights, random)
     reaches = [(*h.place, h.reach, h.top) for h in houses] + [(c[0], c[1], c[3], c[2] + c[4]) for c in crowns]
     tops, offsets, items = _cells(reaches, heights, half)
-    columns = [np.array([getattr(house, name) for house in houses]) for name in House._fields[:6]]
-    return Townscape(half, CELL, heights, tops, offsets, items, *columns, crowns, *lines, bends)
+    planes, bases, storeys, windows, walls, roofs = (np.array(column) for column in list(zip(*houses, strict=True))[:6])
+    shapes = planes, bases, storeys, windows, walls, roofs, crowns
+    return Townscape(half, CELL, heights, tops, offsets, items, *shapes, lines[0], lines[1], bends)
 
 
 def photograph(scene: Townscape, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +181,7 @@ def _house(x: float, y: float, turn: float, heights: np.ndarray, half: float, ra
     base, eaves = max(ground) + 0.3, max(ground) + 0.3 + 2.9 * storeys + random.uniform(0.1, 0.6)
     ahead, aside = np.array([math.cos(turn), math.sin(turn), 0]), np.array([-math.sin(turn), math.cos(turn), 0])
     sides = [(ahead, length), (-ahead, length), (aside, width), (-aside, width)]
-    rows = [(*n, n @ (x, y, 0) + reach) for n, reach in sides]
+    rows = [(*n, float(n @ (x, y, 0)) + reach) for n, reach in sides]
     top, up = eaves, np.array([0.0, 0.0, 1.0])
     if flat:
         rows.append((*up, eaves))
@@ -190,7 +191,7 @@ def _house(x: float, y: float, turn: float, heights: np.ndarray, half: float, ra
         slopes = sides if random.random() < 0.35 else sides[2:]
         for n, reach in slopes:
             normal = (up + pitch * n) / math.hypot(1, pitch)
-            rows.append((*normal, normal @ (np.array([x, y, eaves]) + reach * n)))
+            rows.append((*normal, float(normal @ (np.array([x, y, eaves]) + reach * n))))
     rows.append((*-up, 2.0 - min(ground)))
     planes = np.array(rows + [(0.0, 0.0, 0.0, 1.0)] * (_PLANES - len(rows)))
     wall = np.clip(np.array(WALLS[random.integers(len(WALLS))]) + random.normal(0, 0.05, 3), 0.1, 1)

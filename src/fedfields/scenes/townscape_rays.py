@@ -218,7 +218,7 @@ def _paint_house(scene: Any, house: Any, face: Any, p: Any, colour: Any) -> None
 
 
 @compiled
-def look(scene: tuple, origins: np.ndarray, directions: np.ndarray, colours: np.ndarray, depth: np.ndarray,
+def look(scene: Any, origins: np.ndarray, directions: np.ndarray, colours: np.ndarray, depth: np.ndarray,
          first: int, last: int) -> None:  # fmt: skip
     """``colours [R, 3]`` in [0, 1], white where nothing is, and ``depth [R]`` in metres, infinite there."""
     houses, colour, p, n, sun = scene.planes.shape[0], np.empty(3), np.empty(3), np.empty(3), np.array(_SUN)
