@@ -1,7 +1,7 @@
 """DecentNeRF (Sandhu et al., arXiv 2403.13199): its table and its three analyses, on a place with people in front.
 
     python benchmarks/decent.py table|learned|users|overlap [--data DIR] [--size N] [--rounds N] [--steps N] [--seeds N]
-                                                            [--out DIR] [--quick] [--json]
+                                                            [--join N] [--weight W] [--out DIR] [--quick] [--json]
 
     table    in one place, FedNeRF, DecentNeRF(-L), DecentNeRF on the same photographs (table 1, figure 7a)
     learned  learned weights against FedAvg, eight owners with many and few people in front in turn (figure 4)
@@ -96,9 +96,12 @@ def sized(experiment: Experiment, options: argparse.Namespace, usual: int = 0, *
     share = asked["steps"] / whole.local.steps if asked["steps"] else 1.0
     local = dataclasses.replace(experiment.local, steps=round(experiment.local.steps * share))
     changes: dict[str, Any] = {"data": given, "local": local, "rounds": rounds, "evaluate_every": rounds, "workers": 1}
-    if experiment.personal is not None:  # An own part joins after as many steps, however long the run is.
-        after = min(0.5, experiment.personal.after * experiment.rounds / (rounds * share))
-        changes["personal"] = dataclasses.replace(experiment.personal, after=after)
+    if experiment.personal is not None and experiment.personal.after:
+        # An own part joins after as many steps, however long the run is.
+        join = options.join or experiment.personal.after * experiment.rounds * whole.local.steps
+        after = min(0.5, join / (rounds * share * whole.local.steps))
+        weight = options.weight or experiment.personal.weight
+        changes["personal"] = dataclasses.replace(experiment.personal, after=after, weight=weight)
     return dataclasses.replace(experiment, **changes)
 
 
@@ -298,8 +301,12 @@ def main() -> None:
         "size": "pixels along an edge",
         "rounds": "of every run",
         "steps": "of an owner in a round",
+        "join": "steps of an owner before its own part joins",
     }.items():
         parser.add_argument(f"--{name}", type=int, default=0, help=f"{about}; those of the presets by default")
+    parser.add_argument(
+        "--weight", type=float, default=0.0, help="of the density of own parts; the preset's by default"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="runs of everything, each with a seed of its own")
     parser.add_argument("--out", type=Path, help="folder of runs and pictures; a temporary one by default")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs: under a minute")

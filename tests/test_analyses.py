@@ -17,8 +17,8 @@ from fedfields.runtime.seen import given_away
 from fedfields.scenes.scene import Scene
 from tests.runtime.test_monument import experiment
 
-FULL = argparse.Namespace(size=0, rounds=0, steps=0, quick=False, data=None)
-QUICK = argparse.Namespace(size=0, rounds=0, steps=0, quick=True, data=None)
+FULL = argparse.Namespace(size=0, rounds=0, steps=0, join=0, weight=0.0, quick=False, data=None)
+QUICK = argparse.Namespace(size=0, rounds=0, steps=0, join=0, weight=0.0, quick=True, data=None)
 
 
 def row(name, *evaluations):
