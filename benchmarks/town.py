@@ -7,8 +7,8 @@ town (data:town): "one model" trains on all photographs; "4 x 4 grid" is a model
 pixels of which the ray meets the ground in the cell or 15 % beyond, and each ray is rendered by the model in whose cell
 it meets the ground; "map" is one small model per client, baked and merged as they come (eq. 4, eta 0.9). All take as
 many steps for a pixel. PSNR is that of photographs that nobody trained on. Seconds are processor time of one core: of
-the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what lies on
-the disk.
+the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what
+lies on the disk.
 
 "rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; "aligned"
 is what a server makes of these, of which the first was surveyed. Two rows say where the map's error comes from: the one

@@ -219,7 +219,7 @@ def serve(path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_workers_that_are_killed_at_any_moment_lose_nothing_and_merge_nothing_twice(tmp_path, seed):
-    """Three processes, each killed time and again; in the end the map is that of its contributions, one after another."""
+    """Three processes are killed time and again; in the end the map is that of its contributions, one after another."""
     queue, given = queue_of(tmp_path, keep=16), [random_contribution(i, spread=4) for i in range(12)]
     for one in given:
         queue.put(contribution_as_bytes(one))
