@@ -37,7 +37,7 @@ def look(place, points):
     return np.minimum(nearest, ground), np.where((nearest < ground)[..., None], place.colours[which], grass)
 
 
-def baked(place, low, high, voxel, seed=0, noise=0.0, offset=np.zeros(3), thick=4.0):
+def baked(place, low, high, voxel, seed=0, noise=0.0, offset=(0.0, 0.0, 0.0), thick=4.0):
     """What a field of the village would bake to, seen within ``thick`` metres of surfaces, with errors."""
     rng = np.random.default_rng(seed)
     edges = [
@@ -45,7 +45,7 @@ def baked(place, low, high, voxel, seed=0, noise=0.0, offset=np.zeros(3), thick=
         for a, b in zip(low, high, strict=True)
     ]
     coords = sorted_coords(np.stack(np.meshgrid(*edges, indexing="ij"), -1))
-    distance, colour = look(place, centres(coords, voxel) + offset)
+    distance, colour = look(place, centres(coords, voxel) + np.array(offset))
     distance += noise * voxel * rng.normal(size=distance.shape)
     colour = np.clip(colour + noise * 0.1 * rng.normal(size=colour.shape), 0.02, 0.98)
     seen = (distance > -2 * voxel) & (distance < thick)

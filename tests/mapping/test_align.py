@@ -11,6 +11,7 @@ from fedfields.mapping.align import (
     Brought,
     Views,
     align,
+    around,
     changed,
     fitted,
     judged_at,
@@ -92,6 +93,18 @@ def test_hypotheses_on_voxels_come_within_a_voxel(world, part):
     degrees, metres = apart(found[0], TRUTH, surface.places.mean(0))
     assert degrees < 2
     assert metres < VOXEL
+
+
+def test_what_is_read_of_a_map_holds_all_poses_of_the_search(part):
+    start, search = wrong(5, part), SETTINGS.search
+    low, high = around(Brought("drone 7", part, cameras(), start), VOXEL, search)
+    for seed in range(20):
+        rng, places = np.random.default_rng(seed), surface_of(part, VOXEL).places
+        centre, shift = moved(start, places).mean(0), rng.uniform(-search.metres, search.metres, 3)
+        small = Rotation.from_rotvec(rng.uniform(-0.01, 0.01, 3)).as_matrix()
+        there = moved(after(about(small, shift, centre), start), places)
+        assert (there > low).all() and (there < high).all()
+    assert (high - low).max() < 2 * (40 + 8)
 
 
 def in_double(bricks):

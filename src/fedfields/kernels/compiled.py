@@ -396,8 +396,9 @@ def average_voxels(
 
 @compiled
 def match_points(
-    values: np.ndarray, points: np.ndarray, turns: np.ndarray, shifts: np.ndarray, found: np.ndarray, first: int, last: int
-) -> None:
+    values: np.ndarray, points: np.ndarray, turns: np.ndarray, shifts: np.ndarray,
+    found: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
     """Rows ``found[first:last]`` of `fedfields.kernels.matching.matched`."""
     nx, ny, nz = values.shape[0], values.shape[1], values.shape[2]
     for h in range(first, last):

@@ -1,7 +1,7 @@
 """The pose of a contribution in the map: roughly by its voxels, finely by what both show along the same rays.
 
-Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, section 3.3: GPS and gimbal
-are metres and degrees wrong, so the server finds the rigid motion under which map and contribution look alike::
+Suzuki, *Federated Learning for Large-Scale Scene Modeling with Neural Radiance Fields*, 2023, section 3.3: GPS and
+gimbal are metres and degrees wrong, so the server finds the rigid motion under which map and contribution look alike::
 
     t, R = argmin sum_j E_rays  lambda |C_g(r) - C(r_j)| + (1 - lambda) |D_g(r) - D(r_j)|                 (5)
 
@@ -23,8 +23,8 @@ from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.mapping.register import Level, Search, levels_of, register, surface_of
 from fedfields.mapping.render import MapRays, render, volume
-from fedfields.mapping.rigid import exp
-from fedfields.mapping.voxels import Bricks
+from fedfields.mapping.rigid import exp, moved
+from fedfields.mapping.voxels import Bricks, centres
 from fedfields.rendering.cameras import check_pose
 from fedfields.rendering.rays import Rays
 
@@ -118,8 +118,8 @@ class Aligned(NamedTuple):
 
     Attributes:
         pose: ``[3, 4]``, from its frame to the world.
-        confidence: in [0, 1]: the correlation of the colours that map and contribution show along the same rays, times the
-            share of these rays whose depths agree to two voxels.
+        confidence: in [0, 1]: the correlation of the colours that map and contribution show along the same rays, times
+            the share of these rays whose depths agree to two voxels.
         overlap: share of the contribution's rays that see something in the map, too.
         loss: eq. 5.
     """
@@ -141,6 +141,16 @@ class Views(NamedTuple):
         return Views(self.rays.chosen(index), type(self.seen)(*(part[index] for part in self.seen)))
 
 
+def around(brought: Brought, voxel: float, search: Search) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two corners ``[3]``, in metres, of all that a contribution may cover within the search: what to read of a map."""
+    places = centres(brought.bricks.coords, voxel)[brought.bricks.visits > 0]
+    if not len(places):
+        raise UserError(f"contribution {brought.name[:40]!r} saw nothing; train it for longer")
+    middle = (places.min(0) + places.max(0)) / 2
+    reach = float(np.linalg.norm(places - middle, axis=1).max()) + search.metres
+    return moved(brought.start, middle) - reach, moved(brought.start, middle) + reach
+
+
 def target(bricks: Bricks, voxel: float, settings: Alignment) -> Target:
     """A map made ready.
 
@@ -160,9 +170,10 @@ def align(to: Target, brought: Brought, settings: Alignment, generator: Generato
     """
     found = fitted(to, brought, settings, generator)
     if found.overlap < settings.overlap or found.confidence < settings.confidence:
+        search = settings.search
         raise UserError(
-            f"contribution {brought.name[:40]!r} is refused: under the best pose within {settings.search.metres:g} m and "
-            f"{settings.search.degrees:g} degrees of its own, {found.overlap:.0%} of it overlap the map "
+            f"contribution {brought.name[:40]!r} is refused: under the best pose within {search.metres:g} m and "
+            f"{search.degrees:g} degrees of its own, {found.overlap:.0%} of it overlap the map "
             f"({settings.overlap:.0%} are needed), with a confidence of {found.confidence:.2f} "
             f"({settings.confidence:.2f} is needed); check its GPS and gimbal angles; the map is as it was"
         )
@@ -222,7 +233,7 @@ def _descended(to: Target, views: Views, pose: NDArray, settings: Alignment, gen
 
 
 def changed(pose: Tensor, step: Tensor, centre: Tensor, reach: float) -> Tensor:
-    """A pose ``[3, 4]`` turned by ``exp(step[:3])`` about where it takes ``centre``, and shifted by ``reach step[3:]``."""
+    """A pose ``[3, 4]``, turned by ``exp(step[:3])`` about where it takes ``centre``, shifted by ``reach step[3:]``."""
     turn, middle = exp(step[:3]), pose[:, :3] @ centre + pose[:, 3]
     shift = turn @ (pose[:, 3] - middle) + middle + reach * step[3:]
     return torch.cat([turn @ pose[:, :3], shift[:, None]], 1)

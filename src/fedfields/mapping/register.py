@@ -1,8 +1,8 @@
 """Where two sparse maps fit each other, roughly: many motions of the one, scored by what lies there in the other.
 
-Correlative matching from coarse to fine (Olson, *Real-time correlative scan matching*, 2009) by Monte-Carlo hypotheses with
-resampling (Lin et al., *Parallel inversion of neural radiance fields*, 2023). They can be thousands and not 64, because a
-motion costs some hundred look-ups in a grid and no picture. What it finds is good to a part of a metre.
+Correlative matching from coarse to fine (Olson, *Real-time correlative scan matching*, 2009) by Monte-Carlo hypotheses
+with resampling (Lin et al., *Parallel inversion of neural radiance fields*, 2023). They can be thousands and not 64,
+because a motion costs some hundred look-ups in a grid and no picture. What it finds is good to a part of a metre.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAT = 0.28209479177387814
 
 
 class Surface(NamedTuple):
-    """Voxels in which a ray would end: places ``[P, 3]`` in metres, and their colours ``[P, 3]`` over all directions."""
+    """Voxels in which a ray would end: places ``[P, 3]`` in metres, and colours ``[P, 3]`` over all directions."""
 
     places: NDArray[np.float64]
     colours: NDArray[np.float32]
@@ -89,7 +89,8 @@ def surface_of(bricks: Bricks, voxel: float) -> Surface:
     """The voxels of which half of the light does not come out."""
     solid = (1 - np.exp(-bricks.density * voxel) >= 0.5) & (bricks.visits > 0)
     shades = bricks.sh.reshape(-1, HARMONICS)[solid.reshape(-1)][:, ::9]
-    return Surface(centres(bricks.coords, voxel)[solid], 1 / (1 + np.exp(-FLAT * shades)))
+    colours = (1 / (1 + np.exp(-FLAT * shades))).astype(np.float32)
+    return Surface(centres(bricks.coords, voxel)[solid], colours)
 
 
 def levels_of(bricks: Bricks, voxel: float, search: Search) -> list[Level]:
@@ -125,7 +126,7 @@ def _smoothed(values: NDArray[np.float32]) -> NDArray[np.float32]:
     for axis in (0, 1, 2, 0, 1, 2):
         padded = np.pad(values, [(1, 1) if k == axis else (0, 0) for k in range(3)])
         a, b, c = (padded.take(range(i, i + values.shape[axis]), axis) for i in range(3))
-        values = 0.25 * a + 0.5 * b + 0.25 * c
+        values = (0.25 * a + 0.5 * b + 0.25 * c).astype(np.float32, copy=False)
     return values
 
 

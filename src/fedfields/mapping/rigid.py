@@ -44,7 +44,7 @@ def log(rotation: NDArray) -> NDArray[np.float64]:
     sine, cosine = np.linalg.norm(skew) / 2, (np.trace(turn) - 1) / 2
     angle = math.atan2(sine, cosine)
     if cosine > -0.9:
-        return skew * (0.5 if sine < _SMALL else angle / (2 * sine))
+        return skew * float(0.5 if sine < _SMALL else angle / (2 * sine))
     # Near half a turn, the axis is in the symmetric part: (1 - cos) a a^T.
     outer = (turn + turn.T) / 2 - cosine * np.eye(3)
     axis = outer[:, np.diag(outer).argmax()]
@@ -59,7 +59,7 @@ def moved(motion: NDArray, points: NDArray) -> NDArray[np.float64]:
 
 def after(second: NDArray, first: NDArray) -> NDArray[np.float64]:
     """The motion ``first`` and then ``second``; ``first`` may be many poses ``[..., 3, 4]``."""
-    turned = second[:, :3] @ first
+    turned = second[:, :3] @ np.asarray(first, np.float64)
     turned[..., 3] += second[:, 3]
     return turned
 
