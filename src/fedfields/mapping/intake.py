@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfields.errors import UserError
-from fedfields.mapping.align import FEWEST, Alignment, Brought, align, target
+from fedfields.mapping.align import FEWEST, Alignment, Brought, align, around, target
 from fedfields.mapping.bake import bake, cells_of
 from fedfields.mapping.commits import lock, merge, opened
 from fedfields.mapping.merge import Contribution, Refused
@@ -260,19 +260,17 @@ class Aligner:
     def __call__(self, view: View, sent: Upload) -> NDArray[np.float64]:
         """See `Align`."""
         voxel, (metres, degrees) = view.map.settings.voxel, sent.error
-        bricks = bake(sent.local, np.eye(3, 4), voxel).bricks
-        own = surface_of(bricks, voxel).places
-        if not len(own):
-            raise Refused(f"contribution {sent.name[:40]!r} is refused: it shows no surfaces; train it for longer")
-        middle, wide = (own.min(0) + own.max(0)) / 2, float(np.linalg.norm(own.max(0) - own.min(0))) / 2
-        there = sent.pose[:, :3] @ middle + sent.pose[:, 3]
-        area = view.area(there - wide - metres, there + wide + metres)
-        if len(surface_of(area, voxel).places) < FEWEST:
-            raise Deferred(f"nothing of the map is within {wide + metres:,.0f} m of it; it waits for others")
         search = replace(self.settings.search, metres=max(metres, voxel), degrees=max(degrees, 0.1))
         settings, random = replace(self.settings, search=search), generator(self.seed, "align", sent.name)
+        brought = Brought(sent.name, bake(sent.local, np.eye(3, 4), voxel).bricks, sent.cameras, sent.pose)
         try:
-            brought = Brought(sent.name, bricks, sent.cameras, sent.pose)
+            low, high = around(brought, voxel, search)
+        except UserError as error:
+            raise Refused(str(error)) from error
+        area = view.area(low, high)
+        if len(surface_of(area, voxel).places) < FEWEST:
+            raise Deferred("it overlaps nothing of the map within the error of its pose; it waits for others")
+        try:
             return align(target(area, voxel, settings), brought, settings, random).pose
         except UserError as error:
             raise Refused(str(error)) from error
