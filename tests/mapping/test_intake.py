@@ -12,13 +12,18 @@ import pytest
 import torch
 
 from fedfields.errors import UserError
-from fedfields.mapping.intake import Deferred, Queue, Rules
-from fedfields.mapping.merge import Refused
+from fedfields.mapping import intake
+from fedfields.mapping.commits import merge, undo
+from fedfields.mapping.intake import Aligner, Deferred, Queue, Rules
+from fedfields.mapping.merge import Contribution, Refused
 from fedfields.mapping.packing import contribution_as_bytes
+from fedfields.mapping.rigid import apart
 from fedfields.mapping.store import MapSettings, create_map, open_map
 from fedfields.mapping.upload import Upload, sent_from_bytes, upload_as_bytes
 from fedfields.scenes.frame import Frame
 from tests.mapping.made import contribution_of
+from tests.mapping.places import baked, village
+from tests.mapping.test_align import HOUSES, OFFSET, SETTINGS, TRUTH, VOXEL, cameras, wrong
 from tests.mapping.test_bake import local_of, pose_of
 from tests.mapping.test_store import by_hand, random_contribution, same
 
@@ -71,6 +76,24 @@ def test_a_field_is_baked_under_the_pose_that_is_found(tmp_path):
     assert [np.array(one["pose"]).tolist() for one in about] == [right.tolist()]
 
 
+def test_the_pose_of_a_field_is_found_in_the_map(tmp_path, monkeypatch):
+    """A village in another lattice; a pose that is 1,000 m off overlaps nothing, and another village fits nowhere."""
+    store = create_map(tmp_path / "map", MapSettings(VOXEL))
+    merge(store, Contribution("map", baked(HOUSES, (-24, -24, -2), (24, 24, 12), VOXEL, 1, 0.5), VOXEL, np.eye(3, 4)))
+    part = baked(HOUSES, (-12, -20, -2), (24, 16, 12), VOXEL, 2, 0.5, OFFSET)
+    other = baked(village(9, 14, 20), (-12, -20, -2), (24, 16, 12), VOXEL, 2, 0.5, OFFSET)
+    start = wrong(0, part, 2.0, 4.0)
+    upload, find = upload_of(pose=start, error=(2.5, 5.0), cameras=cameras()), Aligner(SETTINGS)
+    monkeypatch.setattr(intake, "bake", lambda local, pose, voxel: Contribution("c", part, voxel, pose))
+    degrees, metres = apart(find(store.view(), upload), TRUTH, np.zeros(3))
+    assert degrees < 0.5 and metres < 0.25 and apart(start, TRUTH, np.zeros(3))[1] > 1
+    with pytest.raises(Deferred, match="overlaps nothing"):
+        find(store.view(), upload._replace(pose=start + [[0, 0, 0, 1000.0]] * 3))
+    monkeypatch.setattr(intake, "bake", lambda local, pose, voxel: Contribution("c", other, voxel, pose))
+    with pytest.raises(Refused, match="is refused"):
+        find(store.view(), upload)
+
+
 def test_a_surveyed_pose_and_the_first_one_are_believed(tmp_path):
     def never(view, upload):
         raise AssertionError("nothing is to be aligned here")
@@ -114,6 +137,7 @@ def test_what_overlaps_nothing_waits_until_something_is_there(tmp_path):
         (lambda: contribution_as_bytes(contribution_of(name="")), "printable"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 5e4))), "100,000 m wide"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 900.0))), "7200 voxels"),
+        (lambda: upload_as_bytes(with_local(seen=np.ones((64, 64, 64), bool))), "64 cells along an axis"),
     ],
 )
 def test_what_would_damage_the_map_is_refused_in_one_line(tmp_path, content, why):
@@ -155,8 +179,6 @@ def test_nor_does_what_somebody_puts_there_past_the_door(tmp_path):
 
 
 def test_a_duplicate_is_refused_and_may_come_again_after_it_was_undone(tmp_path):
-    from fedfields.mapping.commits import undo
-
     queue, content = queue_of(tmp_path), contribution_as_bytes(contribution_of())
     other = contribution_as_bytes(contribution_of(seed=5))  # By the same name.
     for each in (content, content, other):
@@ -183,8 +205,6 @@ def test_a_stale_one_is_refused(tmp_path):
 
 
 def test_a_full_disk_refuses_nobody(tmp_path, monkeypatch):
-    from fedfields.mapping import intake
-
     queue = queue_of(tmp_path)
     queue.put(contribution_as_bytes(contribution_of()))
 

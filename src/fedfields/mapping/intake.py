@@ -32,7 +32,8 @@ from fedfields.mapping.commits import lock, merge, opened
 from fedfields.mapping.merge import Contribution, Refused
 from fedfields.mapping.register import surface_of
 from fedfields.mapping.store import Gone, Map, View
-from fedfields.mapping.upload import Upload, sent_from_bytes
+from fedfields.mapping.upload import MOST_BRICKS, Upload, sent_from_bytes
+from fedfields.mapping.voxels import CELLS
 from fedfields.seeds import generator
 from fedfields.store import MAX_LINES, cannot_write, discard, is_unfinished, parse_json, read_file, writing
 
@@ -287,7 +288,11 @@ def baked(view: View, sent: Upload, find: Align | None) -> Contribution:
     try:
         if 2 * frame.half > settings.widest:
             raise UserError(f"its cube is {2 * frame.half:,.0f} m wide and {settings.widest:,.0f} m are allowed")
-        cells_of(frame, settings.voxel)
+        cells, seen = cells_of(frame, settings.voxel), sent.local.seen
+        if len(seen) > cells:
+            raise UserError(f"what it saw is told for {len(seen)} cells along an axis and its cube has {cells} voxels")
+        if np.count_nonzero(seen) > MOST_BRICKS * CELLS:
+            raise UserError(f"it saw {np.count_nonzero(seen):,} voxels and {MOST_BRICKS * CELLS:,} are allowed")
     except UserError as error:
         raise Refused(f"contribution {sent.name[:40]!r} is refused: {error}; the map is as it was") from error
     pose = sent.pose
