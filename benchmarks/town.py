@@ -60,7 +60,7 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
-MARCHING = Marching(steps=192, samples=8192, cells=40)
+MARCHING = Marching(steps=192, samples=4096, cells=32)
 """How all fields are rendered: a step is 1.1 m in the town's cube."""
 
 CELLS = 4
@@ -105,10 +105,10 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    Town(120, photos=60, clients=16, least=8, most=14, width=48, height=36, lowest=40, highest=70, tests=12),
+    Town(120, photos=60, clients=16, least=8, most=14, width=40, height=30, lowest=40, highest=70, tests=12),
     HashGrid(levels=8, log2_rows=14, finest=128),
-    512,
-    30,
+    256,
+    10,
     1.0,
     30.0,
 )

@@ -134,7 +134,6 @@ def test_what_overlaps_nothing_waits_until_something_is_there(tmp_path):
         (lambda: contribution_as_bytes(contribution_of(coords=[[0, 0, 0], [9999, 0, 0]])), "m wide"),
         (lambda: contribution_as_bytes(contribution_of()._replace(voxel=0.5)), "bake it again"),
         (lambda: contribution_as_bytes(contribution_of(base=7)), "began with version 7"),
-        (lambda: contribution_as_bytes(contribution_of(name="")), "printable"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 5e4))), "100,000 m wide"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 900.0))), "7200 voxels"),
         (lambda: upload_as_bytes(with_local(seen=np.ones((64, 64, 64), bool))), "64 cells along an axis"),
@@ -160,6 +159,7 @@ def spoiled():
     yield upload_of(error=(-1.0, 0.0)), "may be off"
     weights = {**local.params, "table": local.params["table"] * float("nan")}
     yield with_local(params=weights), "not finite"
+    yield with_local(name="a\nb"), "printable"
 
 
 @pytest.mark.parametrize(("upload", "why"), [*spoiled()], ids=lambda value: value if isinstance(value, str) else "")
@@ -190,6 +190,19 @@ def test_a_duplicate_is_refused_and_may_come_again_after_it_was_undone(tmp_path)
     queue.put(content)
     queue.work(Rules())
     assert queue.journal()[-1].state == "merged" and queue.store.head == 3
+
+
+@pytest.mark.parametrize("lost", [["discard"], ["discard", "write"]], ids=["the file stays", "and nothing is noted"])
+def test_a_crash_after_the_merge_makes_no_duplicate(tmp_path, monkeypatch, lost):
+    queue = queue_of(tmp_path)
+    queue.put(contribution_as_bytes(contribution_of()))
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "discard", lambda path: None)
+        if "write" in lost:
+            patch.setattr(Queue, "_write", lambda self, note: None)
+        assert queue._settle(queue.waiting()[0], Rules(), None).state == "merged"
+    assert queue.work(Rules()) == 1
+    assert {note.state for note in queue.journal()} == {"merged"} and queue.store.head == 1
 
 
 def test_a_stale_one_is_refused(tmp_path):

@@ -184,7 +184,7 @@ class Queue:
                 raise Refused(f"{path.name} is not what its name says; put it into the queue again")
             sent = sent_from_bytes(content)
             note = note._replace(name=sent.name)
-            version = self._merged(sent.name, digest) or self._merge(sent, digest, rules, find)
+            version = self._merged(sent.name, path) or self._merge(sent, digest, rules, find)
             note = note._replace(state="merged", version=version)
         except Gone:  # Others have merged so much meanwhile that the version is forgotten.
             note = note._replace(state="waiting", why="the map has changed meanwhile")
@@ -206,13 +206,13 @@ class Queue:
             discard(path)
         return note
 
-    def _merged(self, name: str, digest: str) -> int:
-        """The version that merged this very file, if a crash kept the journal from saying so; else 0."""
-        version = self.store.merged_by(self.store.head, name)
-        if not version or any(note.version == version for note in self.journal()):
-            return 0
+    def _merged(self, name: str, path: Path) -> int:
+        """The version that merged this very file before a crash kept it from being taken away; else 0."""
+        version, put = self.store.merged_by(self.store.head, name), path.stat().st_mtime
+        if not version or any(note.version == version and note.at < put for note in self.journal()):
+            return 0  # Nobody has merged it, or it came again afterwards.
         try:
-            return version if self.store.entry(version).about.get("source") == digest else 0
+            return version if self.store.entry(version).about.get("source") == path.stem else 0
         except Gone:
             return 0
 

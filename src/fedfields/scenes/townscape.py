@@ -92,7 +92,11 @@ def townscape(extent: float, generator: Generator) -> Townscape:
     crowns = _crowns(houses, lines, bends, half, heights, random)
     reaches = [(*h.place, h.reach, h.top) for h in houses] + [(c[0], c[1], c[3], c[2] + c[4]) for c in crowns]
     tops, offsets, items = _cells(reaches, heights, half)
-    columns = [np.array([getattr(house, name) for house in houses]) for name in House._fields[:6]]
+    shapes = ((_PLANES, 4), (), (), (), (3,), (3,))  # A small town may have no house.
+    columns = [
+        np.array([getattr(house, name) for house in houses], int if name == "storeys" else float).reshape(-1, *shape)
+        for name, shape in zip(House._fields, shapes, strict=False)
+    ]
     return Townscape(half, CELL, heights, tops, offsets, items, *columns, crowns, *lines, bends)
 
 
