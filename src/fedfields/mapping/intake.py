@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from fedfields.mapping.store import Gone, Map, View
 from fedfields.mapping.upload import MOST_BRICKS, Upload, sent_from_bytes
 from fedfields.mapping.voxels import CELLS
 from fedfields.seeds import generator
-from fedfields.store import MAX_LINES, cannot_write, discard, is_unfinished, parse_json, read_file, writing
+from fedfields.store import MAX_LINES, append_line, discard, is_unfinished, parse_json, read_file, writing
 
 LARGEST = 2**30
 """Of what a client may send, in bytes."""
@@ -238,14 +238,7 @@ class Queue:
         path = self._root / "journal.jsonl"
         with opened(self._root / "journal.lock") as file:
             lock(file, shared=False)
-            try:
-                with path.open("ab+") as journal:
-                    whole = not journal.tell() or _last(journal) == b"\n"
-                    journal.write((b"" if whole else b"\n") + json.dumps(note._asdict()).encode() + b"\n")
-                    journal.flush()
-                    os.fsync(journal.fileno())
-            except OSError as error:
-                raise cannot_write(path, error) from error
+            append_line(path, ("" if _ends_whole(path) else "\n") + json.dumps(note._asdict()))
 
 
 @dataclass(frozen=True)
@@ -309,9 +302,13 @@ def _sweep(waiting: Path) -> None:
                 discard(path)
 
 
-def _last(journal: IO[bytes]) -> bytes:
-    journal.seek(-1, os.SEEK_END)
-    return journal.read(1)
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line was not cut short."""
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
+    except FileNotFoundError:
+        return True
 
 
 def _notes(content: bytes) -> Iterator[Note]:
