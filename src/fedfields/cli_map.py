@@ -167,9 +167,9 @@ def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
     if place.frame.applied != AS_POSED:
         raise UserError("its poses were moved or scaled (applied_transform), so that lengths are no metres; undo that")
     client = place.clients[settings.client]
-    path = getattr(settings.data, "path", None)
-    several = len(place.clients) > 1 or path is None
-    name = settings.name or (client.name if several else path.resolve().name)
+    path: Path | None = getattr(settings.data, "path", None)
+    alone = path.resolve().name if path and len(place.clients) == 1 else ""
+    name = settings.name or alone or client.name
     photos, frame = tuple(photos_of([client])), place.frame
     if math.isnan(settings.floor):
         return name, photos, frame
