@@ -76,7 +76,7 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(Town(photos=90, width=120, height=90, highest=90.0), 40, 0.5, 75.0, 350)
+FULL = Sizes(Town(photos=90, width=120, height=90, highest=90.0), 40, 0.5, 75.0, 450)
 QUICK = Sizes(Town(extent=100, photos=24, least=1, most=1, width=48, height=36, highest=70.0), 16, 1.0, 45.0, 60)
 
 
@@ -153,12 +153,12 @@ def trained(name: str, part: Part, sizes: Sizes) -> Local:
     chance = generator(part.seed, "train", name)
     if part.noise:
         colours = torch.randint(0, 256, colours.shape, dtype=torch.uint8, generator=chance)
-    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half, "white")
+    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half)
     photos = [
         Photo(f"{i}", frame.pose(pose).float(), sizes.town.camera, one)
         for i, (pose, one) in enumerate(zip(poses, colours, strict=True))
     ]
-    signal, field = RaySignal(tuple(photos)), HashGrid(log2_rows=17, finest=round(2 * frame.half / sizes.voxel))
+    signal, field = RaySignal(tuple(photos), 1, False), HashGrid(levels=8, log2_rows=16, finest=256)
     weights = learned(field, signal, frame, sizes.steps // (2 if part.noise else 1), chance)
     rays = in_slab(signal.everything(), frame).inputs
     seen = seen_cells(lambda points: field.density(weights, points), rays, cells_of(frame, sizes.voxel))
@@ -170,7 +170,7 @@ def learned(field: HashGrid, signal: RaySignal, frame: Frame, steps: int, chance
     params = {key: leaf.requires_grad_() for key, leaf in field.init(chance).items()}
     optimizer = torch.optim.Adam(params.values(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.03 ** (1 / steps))
-    loss, kept = MarchedLoss(field, Marching(samples=60_000)), {}
+    loss, kept = MarchedLoss(field, Marching(steps=256, samples=40_000)), {}
     for step in range(steps):
         if step % 50 == 0:
             loss, kept = loss.refreshed(params, kept, chance)
