@@ -4,7 +4,7 @@
 
 A shell of 5.8 % of 256^3 voxels around a bumpy ball, in bricks of 8^3, with random coefficients of degree 2; its
 optical depth is at most 4 a voxel. A camera before it sees it in 400 x 400 pixels; rays that miss the cube are left
-out, of the others two fifths end on the ball. 512 samples a ray. Times are those of the process, medians, on one thread.
+out, of the others two fifths end on the ball. 512 samples a ray. Times are those of the process, medians, one thread.
 
 "grid_sample" takes all samples of some of these rays from a dense volume of 28 channels, and composites none: it is
 only the sampling. "channels last" is the same in the layout that suits it better. "memory" is how many pixels a second

@@ -17,7 +17,6 @@ from fedfields.lazy import torch
 from fedfields.mapping.voxels import Bricks, joined, unseen
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from fedfields.kernels.bricks import Lines, Seen, Volume
