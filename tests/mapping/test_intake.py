@@ -89,10 +89,9 @@ def test_the_pose_of_a_field_is_found_in_the_map(tmp_path, monkeypatch):
     assert degrees < 0.5 and metres < 0.25 and apart(start, TRUTH, np.zeros(3))[1] > 1
     with pytest.raises(Deferred, match="overlaps nothing"):
         find(store.view(), upload._replace(pose=start + [[0, 0, 0, 1000.0]] * 3))
+    hasty = replace(SETTINGS, search=replace(SETTINGS.search, hypotheses=512), confidence=1.0, steps=1)
     with pytest.raises(Refused, match="a confidence of"):
-        Aligner(replace(SETTINGS, search=replace(SETTINGS.search, hypotheses=512), confidence=1.0, steps=1))(
-            store.view(), upload
-        )
+        Aligner(hasty)(store.view(), upload)
 
 
 def test_a_surveyed_pose_and_the_first_one_are_believed(tmp_path):
