@@ -37,7 +37,7 @@ from fedfields.fields import HashGrid
 from fedfields.losses import MarchedLoss
 from fedfields.mapping.align import Alignment, Brought, Target, fitted, target
 from fedfields.mapping.bake import Local, bake, cells_of, local_as_bytes, local_from_bytes, seen_cells
-from fedfields.mapping.register import register, surface_of
+from fedfields.mapping.register import Search, register, surface_of
 from fedfields.mapping.rigid import about, apart
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import Rays
@@ -67,6 +67,7 @@ class Sizes(NamedTuple):
         voxel: metres.
         half: half the edge of the part that a contribution covers, in metres.
         steps: of training; noise takes half as many.
+        base: how poses are found.
     """
 
     town: Town
@@ -74,10 +75,12 @@ class Sizes(NamedTuple):
     voxel: float
     half: float
     steps: int
+    base: Alignment
 
 
-FULL = Sizes(Town(photos=90, width=120, height=90, highest=90.0), 40, 0.5, 75.0, 350)
-QUICK = Sizes(Town(extent=100, photos=24, least=1, most=1, width=48, height=36, highest=70.0), 16, 1.0, 45.0, 60)
+FAST = Alignment(Search(hypotheses=4096, kept=64, points=512), rays=1024, batch=256, steps=20)
+FULL = Sizes(Town(photos=90, width=120, height=90, highest=90.0), 40, 0.5, 75.0, 2500, Alignment())
+QUICK = Sizes(Town(extent=100, photos=24, least=1, most=1, width=48, height=36, highest=70.0), 16, 1.0, 45.0, 200, FAST)
 
 
 class Part(NamedTuple):
@@ -153,12 +156,12 @@ def trained(name: str, part: Part, sizes: Sizes) -> Local:
     chance = generator(part.seed, "train", name)
     if part.noise:
         colours = torch.randint(0, 256, colours.shape, dtype=torch.uint8, generator=chance)
-    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half, "white")
+    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half)
     photos = [
         Photo(f"{i}", frame.pose(pose).float(), sizes.town.camera, one)
         for i, (pose, one) in enumerate(zip(poses, colours, strict=True))
     ]
-    signal, field = RaySignal(tuple(photos)), HashGrid(log2_rows=17, finest=round(2 * frame.half / sizes.voxel))
+    signal, field = RaySignal(tuple(photos), 1, False), HashGrid(levels=8, log2_rows=16, finest=256)
     weights = learned(field, signal, frame, sizes.steps // (2 if part.noise else 1), chance)
     rays = in_slab(signal.everything(), frame).inputs
     seen = seen_cells(lambda points: field.density(weights, points), rays, cells_of(frame, sizes.voxel))
@@ -170,7 +173,7 @@ def learned(field: HashGrid, signal: RaySignal, frame: Frame, steps: int, chance
     params = {key: leaf.requires_grad_() for key, leaf in field.init(chance).items()}
     optimizer = torch.optim.Adam(params.values(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.03 ** (1 / steps))
-    loss, kept = MarchedLoss(field, Marching(samples=60_000)), {}
+    loss, kept = MarchedLoss(field, Marching(steps=256, samples=40_000)), {}
     for step in range(steps):
         if step % 50 == 0:
             loss, kept = loss.refreshed(params, kept, chance)
@@ -282,7 +285,7 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 def measured(sizes: Sizes, folder: Path, trials: int, few: int) -> dict:
     """All figures of one run; the picture lies in the folder."""
     east, west, elsewhere, blind = (ready(name, sizes, folder) for name in PARTS)
-    base, before = Alignment(), time.process_time()
+    base, before = sizes.base, time.process_time()
     pairs = [(target(there.brought.bricks, sizes.voxel, base), here) for here, there in ((east, west), (west, east))]
     preparing = (time.process_time() - before) / 2
     halves = [half(pair, 1000 * k, trials // 2, base) for k, pair in enumerate(pairs)]

@@ -7,8 +7,8 @@ town (data:town): "one model" trains on all photographs; "4 x 4 grid" is a model
 pixels of which the ray meets the ground in the cell or 15 % beyond, and each ray is rendered by the model in whose cell
 it meets the ground; "map" is one small model per client, baked and merged as they come (eq. 4, eta 0.9). All take as
 many steps for a pixel. PSNR is that of photographs that nobody trained on. Seconds are processor time of one core: of
-the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what lies on
-the disk.
+the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what
+lies on the disk.
 
 "rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; "aligned"
 is what a server makes of these, of which the first was surveyed. Two rows say where the map's error comes from: the one
@@ -60,7 +60,7 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
-MARCHING = Marching(steps=192, samples=8192, cells=40)
+MARCHING = Marching(steps=192, samples=4096, cells=32)
 """How all fields are rendered: a step is 1.1 m in the town's cube."""
 
 CELLS = 4
@@ -105,10 +105,10 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    Town(120, photos=60, clients=16, least=8, most=14, width=48, height=36, lowest=40, highest=70, tests=12),
+    Town(120, photos=60, clients=16, least=8, most=14, width=40, height=30, lowest=40, highest=70, tests=12),
     HashGrid(levels=8, log2_rows=14, finest=128),
-    512,
-    30,
+    256,
+    10,
     1.0,
     30.0,
 )

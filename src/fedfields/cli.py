@@ -256,7 +256,7 @@ def _adapt(arguments: list[str]) -> int:
 def _audit(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 1:
-        raise UserError(f"fedfields audit needs one RUN, found {len(words)}")
+        raise UserError(f"fedfields audit needs one RUN or MAP, found {len(words)}")
     from fedfields.effort import AuditSettings
 
     about = "Attack the uploads that a run kept (rounds with an evaluation) and write audit.json, pictures, report."
@@ -279,10 +279,11 @@ class RenderFlags:
     """What is filmed, and how."""
 
     path: str = "orbit"
-    """The way: orbit, spiral, or a JSON file with camera poses (frames with a transform_matrix, as transforms.json)."""
+    """The way: orbit, spiral, top (one picture from above), or a JSON file with camera poses (frames with a
+    transform_matrix, as transforms.json)."""
 
     out: Path | None = None
-    """An .mp4 file or a folder for pictures; RUN/orbit.mp4 (or the path's name) by default."""
+    """An .mp4 file or a folder for pictures; RUN/orbit.mp4 (or the path's name) by default, of top RUN/top.png."""
 
     frames: int = 60
     """Frames of an orbit or a spiral."""
@@ -302,16 +303,17 @@ class RenderFlags:
 
 def _render(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "render", "--depth")
-    about = "Film the place that a run learned."
+    about = "Film the place that a run learned, or a map."
     settings = _parse(RenderFlags, RenderFlags(), flags, "fedfields render RUN", about)
     for name in ("frames", "size", "fps"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
-    from fedfields.runtime.products import film, load_trained
+    from fedfields.runtime.products import film, load_place
     from fedfields.terminal import console, steps_progress
 
-    trained = load_trained(run, settings.weights)
-    out = settings.out or (settings.weights.parent if settings.weights else run) / f"{Path(settings.path).stem}.mp4"
+    trained, ending = load_place(run, settings.weights), "png" if settings.path == "top" else "mp4"
+    folder = settings.weights.parent if settings.weights else run
+    out = settings.out or folder / f"{Path(settings.path).stem}.{ending}"
     with steps_progress("render") as advance:
         made = film(
             trained,
@@ -341,7 +343,7 @@ class ExportFlags:
     """A .npz file for density and colour on a regular grid."""
 
     resolution: int = 128
-    """Points of the grid along an axis."""
+    """Points of the grid along an axis; a map has its own voxels."""
 
     level: float | None = None
     """Density of the surface, per world unit; by default where a voxel lets half the light through."""
@@ -352,7 +354,7 @@ class ExportFlags:
 
 def _export(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "export")
-    about = "Write the place that a run learned as a mesh, points or a grid, in world coordinates."
+    about = "Write the place that a run learned, or a map, as a mesh, points or a grid, in world coordinates."
     settings = _parse(ExportFlags, ExportFlags(), flags, "fedfields export RUN", about)
     if settings.mesh is settings.points is settings.grid is None:
         raise UserError("nothing to write; say --mesh x.ply, --points x.ply or --grid x.npz")
@@ -361,7 +363,13 @@ def _export(arguments: list[str]) -> int:
     from fedfields.runtime import products
     from fedfields.terminal import console, steps_progress
 
-    trained = products.load_trained(run, settings.weights)
+    trained = products.load_place(run, settings.weights)
+    if isinstance(trained, products.Mapped) and settings.points:
+        count = products.save_voxels(trained, settings.points, settings.level)
+        console.print(f"{settings.points}: {count:,} points", soft_wrap=True, markup=False)
+        settings = dataclasses.replace(settings, points=None)
+        if settings.mesh is settings.grid is None:
+            return 0
     with steps_progress("export") as advance:
         grid = products.volume(trained, settings.resolution, advance)
     level = products.opaque_density(grid) if settings.level is None else settings.level
@@ -393,7 +401,7 @@ class ViewFlags:
 
 def _view(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "view")
-    about = "Walk around the place that a run learned, in the browser. Ctrl-C ends it."
+    about = "Walk around the place that a run learned, or a map, in the browser. Ctrl-C ends it."
     settings = _parse(ViewFlags, ViewFlags(), flags, "fedfields view RUN", about)
     import threading
 

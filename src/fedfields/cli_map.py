@@ -32,7 +32,7 @@ from fedfields.scenes.scene import Scene
 from fedfields.scenes.town import Town
 from fedfields.scenes.views import Photo, photos_of
 from fedfields.store import read_file, writing
-from fedfields.terminal import busy, console, errors, steps_progress
+from fedfields.terminal import console, errors, steps_progress
 
 USAGE = """\
 fedfields map: many small fields become one large map (Suzuki 2023); docs/map.md explains it
@@ -74,7 +74,7 @@ def _create(arguments: list[str]) -> int:
     words, flags = _words(arguments, "create", "one MAP, a new folder", 1, 1)
     settings = parse(MapSettings, MapSettings(), flags, "fedfields map create MAP", "An empty map.")
     store = create_map(Path(words[0]), settings)
-    _say(f"{store.place.where}: voxels of {settings.voxel:g} m; fedfields map train {words[0]} --data DIR makes what it needs")
+    _say(f"{store.place.where}: an empty map with voxels of {settings.voxel:g} m")
     return 0
 
 
@@ -110,8 +110,8 @@ class TrainFlags:
     """How far the orientation may be off, about each axis."""
 
     floor: float = math.nan
-    """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands on
-    it, and pixels that may show what is beside the cube are not used."""
+    """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands
+    on it, and pixels that may show what is beside the cube are not used."""
 
     reach: float = 50.0
     """With --floor: metres that the cube is wider than where the cameras stand, on every side."""
@@ -161,13 +161,15 @@ def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
     """The client's name and photographs, and its cube in metres."""
     place = settings.data.load(1, settings.seed)
     if settings.client >= len(place.clients):
-        raise UserError(f"--client is {settings.client}; {plural(len(place.clients), 'client')} share the place, from 0 on")
+        raise UserError(
+            f"--client is {settings.client}; the place has {plural(len(place.clients), 'client')}, from 0 on"
+        )
     if place.frame.applied != AS_POSED:
         raise UserError("its poses were moved or scaled (applied_transform), so that lengths are no metres; undo that")
     client = place.clients[settings.client]
-    path = getattr(settings.data, "path", None)
-    several = len(place.clients) > 1 or path is None
-    name = settings.name or (client.name if several else path.resolve().name)
+    path: Path | None = getattr(settings.data, "path", None)
+    alone = path.resolve().name if path and len(place.clients) == 1 else ""
+    name = settings.name or alone or client.name
     photos, frame = tuple(photos_of([client])), place.frame
     if math.isnan(settings.floor):
         return name, photos, frame
@@ -175,7 +177,7 @@ def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
     cube = cube_below(poses, settings.floor, settings.reach, frame.background)
     photos = through_floor(reframed(photos, poses, cube))
     if not photos:
-        raise UserError(f"no pixel shows ground above --floor {settings.floor:g} m in the cube; lower it or raise --reach")
+        raise UserError(f"no pixel shows ground above --floor {settings.floor:g} m in the cube; raise --reach")
     return name, photos, cube
 
 
@@ -225,7 +227,7 @@ class ServeFlags:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not 0 <= self.wait < math.inf:
-            raise ValueError(f"workers is {self.workers} and wait {self.wait}; there must be at least 1, and no less than 0 s")
+            raise ValueError(f"workers is {self.workers} and wait {self.wait}; at least 1 and 0 s are needed")
 
 
 def _serve(arguments: list[str]) -> int:

@@ -6,19 +6,25 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from fedfields.errors import UserError
-from fedfields.mapping.intake import Deferred, Queue, Rules
-from fedfields.mapping.merge import Refused
+from fedfields.mapping import intake
+from fedfields.mapping.commits import merge, undo
+from fedfields.mapping.intake import Aligner, Deferred, Queue, Rules
+from fedfields.mapping.merge import Contribution, Refused
 from fedfields.mapping.packing import contribution_as_bytes
+from fedfields.mapping.rigid import apart
 from fedfields.mapping.store import MapSettings, create_map, open_map
 from fedfields.mapping.upload import Upload, sent_from_bytes, upload_as_bytes
 from fedfields.scenes.frame import Frame
 from tests.mapping.made import contribution_of
+from tests.mapping.places import baked
+from tests.mapping.test_align import HOUSES, OFFSET, SETTINGS, TRUTH, VOXEL, cameras, wrong
 from tests.mapping.test_bake import local_of, pose_of
 from tests.mapping.test_store import by_hand, random_contribution, same
 
@@ -71,6 +77,23 @@ def test_a_field_is_baked_under_the_pose_that_is_found(tmp_path):
     assert [np.array(one["pose"]).tolist() for one in about] == [right.tolist()]
 
 
+def test_the_pose_of_a_field_is_found_in_the_map(tmp_path, monkeypatch):
+    """A village in another lattice; a pose that is 1,000 m off overlaps nothing, and what does not fit is refused."""
+    store = create_map(tmp_path / "map", MapSettings(VOXEL))
+    merge(store, Contribution("map", baked(HOUSES, (-24, -24, -2), (24, 24, 12), VOXEL, 1, 0.5), VOXEL, np.eye(3, 4)))
+    part = baked(HOUSES, (-12, -20, -2), (24, 16, 12), VOXEL, 2, 0.5, OFFSET)
+    start = wrong(0, part, 2.0, 4.0)
+    upload, find = upload_of(pose=start, error=(2.5, 5.0), cameras=cameras()), Aligner(SETTINGS)
+    monkeypatch.setattr(intake, "bake", lambda local, pose, voxel: Contribution("c", part, voxel, pose))
+    degrees, metres = apart(find(store.view(), upload), TRUTH, np.zeros(3))
+    assert degrees < 0.5 and metres < 0.25 and apart(start, TRUTH, np.zeros(3))[1] > 1
+    with pytest.raises(Deferred, match="overlaps nothing"):
+        find(store.view(), upload._replace(pose=start + [[0, 0, 0, 1000.0]] * 3))
+    hasty = replace(SETTINGS, search=replace(SETTINGS.search, hypotheses=512), confidence=1.0, steps=1)
+    with pytest.raises(Refused, match="a confidence of"):
+        Aligner(hasty)(store.view(), upload)
+
+
 def test_a_surveyed_pose_and_the_first_one_are_believed(tmp_path):
     def never(view, upload):
         raise AssertionError("nothing is to be aligned here")
@@ -111,9 +134,9 @@ def test_what_overlaps_nothing_waits_until_something_is_there(tmp_path):
         (lambda: contribution_as_bytes(contribution_of(coords=[[0, 0, 0], [9999, 0, 0]])), "m wide"),
         (lambda: contribution_as_bytes(contribution_of()._replace(voxel=0.5)), "bake it again"),
         (lambda: contribution_as_bytes(contribution_of(base=7)), "began with version 7"),
-        (lambda: contribution_as_bytes(contribution_of(name="")), "printable"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 5e4))), "100,000 m wide"),
         (lambda: upload_as_bytes(with_local(frame=Frame((0.0, 0.0, 0.0), 900.0))), "7200 voxels"),
+        (lambda: upload_as_bytes(with_local(seen=np.ones((64, 64, 64), bool))), "64 cells along an axis"),
     ],
 )
 def test_what_would_damage_the_map_is_refused_in_one_line(tmp_path, content, why):
@@ -136,6 +159,7 @@ def spoiled():
     yield upload_of(error=(-1.0, 0.0)), "may be off"
     weights = {**local.params, "table": local.params["table"] * float("nan")}
     yield with_local(params=weights), "not finite"
+    yield with_local(name="a\nb"), "printable"
 
 
 @pytest.mark.parametrize(("upload", "why"), [*spoiled()], ids=lambda value: value if isinstance(value, str) else "")
@@ -155,8 +179,6 @@ def test_nor_does_what_somebody_puts_there_past_the_door(tmp_path):
 
 
 def test_a_duplicate_is_refused_and_may_come_again_after_it_was_undone(tmp_path):
-    from fedfields.mapping.commits import undo
-
     queue, content = queue_of(tmp_path), contribution_as_bytes(contribution_of())
     other = contribution_as_bytes(contribution_of(seed=5))  # By the same name.
     for each in (content, content, other):
@@ -168,6 +190,19 @@ def test_a_duplicate_is_refused_and_may_come_again_after_it_was_undone(tmp_path)
     queue.put(content)
     queue.work(Rules())
     assert queue.journal()[-1].state == "merged" and queue.store.head == 3
+
+
+@pytest.mark.parametrize("lost", [["discard"], ["discard", "write"]], ids=["the file stays", "and nothing is noted"])
+def test_a_crash_after_the_merge_makes_no_duplicate(tmp_path, monkeypatch, lost):
+    queue = queue_of(tmp_path)
+    queue.put(contribution_as_bytes(contribution_of()))
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "discard", lambda path: None)
+        if "write" in lost:
+            patch.setattr(Queue, "_write", lambda self, note: None)
+        assert queue._settle(queue.waiting()[0], Rules(), None).state == "merged"
+    assert queue.work(Rules()) == 1
+    assert {note.state for note in queue.journal()} == {"merged"} and queue.store.head == 1
 
 
 def test_a_stale_one_is_refused(tmp_path):
@@ -183,8 +218,6 @@ def test_a_stale_one_is_refused(tmp_path):
 
 
 def test_a_full_disk_refuses_nobody(tmp_path, monkeypatch):
-    from fedfields.mapping import intake
-
     queue = queue_of(tmp_path)
     queue.put(contribution_as_bytes(contribution_of()))
 
@@ -219,7 +252,7 @@ def serve(path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_workers_that_are_killed_at_any_moment_lose_nothing_and_merge_nothing_twice(tmp_path, seed):
-    """Three processes, each killed time and again; in the end the map is that of its contributions, one after another."""
+    """Three processes are killed time and again; in the end the map is that of its contributions, one after another."""
     queue, given = queue_of(tmp_path, keep=16), [random_contribution(i, spread=4) for i in range(12)]
     for one in given:
         queue.put(contribution_as_bytes(one))

@@ -113,6 +113,13 @@ def test_the_same_seed_is_the_same_town_and_another_is_not():
     assert not torch.equal(SMALL.flight(3, 1, "train"), poses)
 
 
+def test_a_small_town_may_have_no_house():
+    town = Town(60, photos=1, least=1, most=1, width=4, height=3)
+    assert len(town.scene(0).planes) == 0
+    shots = town.shoot(town.flight(1, 0), 0)
+    assert shots.depth.min() > 20 and shots.colours.float().std() > 1
+
+
 def test_threads_do_not_change_a_pixel():
     poses = SMALL.flight(20, 0, "train")
     one = SMALL.shoot(poses, 0)

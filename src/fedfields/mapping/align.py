@@ -210,7 +210,8 @@ def refined(to: Target, views: Views, tried: NDArray, settings: Alignment, gener
     best = max(judged, key=lambda one: one.confidence)
     if best.overlap * len(views.rays.near) < FEWEST:
         raise UserError("the contribution is refused: it does not overlap the map; the map is as it was")
-    return judged_at(to, views, _descended(to, views, best.pose, settings, generator), settings)
+    better = judged_at(to, views, _descended(to, views, best.pose, settings, generator), settings)
+    return min(best, better, key=lambda one: one.loss)
 
 
 def _descended(to: Target, views: Views, pose: NDArray, settings: Alignment, generator: Generator) -> NDArray:

@@ -20,21 +20,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfields.errors import UserError
-from fedfields.mapping.align import FEWEST, Alignment, Brought, align, target
+from fedfields.mapping.align import FEWEST, Alignment, Brought, align, around, target
 from fedfields.mapping.bake import bake, cells_of
 from fedfields.mapping.commits import lock, merge, opened
 from fedfields.mapping.merge import Contribution, Refused
 from fedfields.mapping.register import surface_of
 from fedfields.mapping.store import Gone, Map, View
-from fedfields.mapping.upload import Upload, sent_from_bytes
+from fedfields.mapping.upload import MOST_BRICKS, Upload, sent_from_bytes
+from fedfields.mapping.voxels import CELLS
 from fedfields.seeds import generator
-from fedfields.store import MAX_LINES, cannot_write, discard, is_unfinished, parse_json, read_file, writing
+from fedfields.store import MAX_LINES, append_line, discard, is_unfinished, parse_json, read_file, writing
 
 LARGEST = 2**30
 """Of what a client may send, in bytes."""
@@ -183,7 +184,7 @@ class Queue:
                 raise Refused(f"{path.name} is not what its name says; put it into the queue again")
             sent = sent_from_bytes(content)
             note = note._replace(name=sent.name)
-            version = self._merged(sent.name, digest) or self._merge(sent, digest, rules, find)
+            version = self._merged(sent.name, path) or self._merge(sent, digest, rules, find)
             note = note._replace(state="merged", version=version)
         except Gone:  # Others have merged so much meanwhile that the version is forgotten.
             note = note._replace(state="waiting", why="the map has changed meanwhile")
@@ -205,13 +206,13 @@ class Queue:
             discard(path)
         return note
 
-    def _merged(self, name: str, digest: str) -> int:
-        """The version that merged this very file, if a crash kept the journal from saying so; else 0."""
-        version = self.store.merged_by(self.store.head, name)
-        if not version or any(note.version == version for note in self.journal()):
-            return 0
+    def _merged(self, name: str, path: Path) -> int:
+        """The version that merged this very file before a crash kept it from being taken away; else 0."""
+        version, put = self.store.merged_by(self.store.head, name), path.stat().st_mtime
+        if not version or any(note.version == version and note.at < put for note in self.journal()):
+            return 0  # Nobody has merged it, or it came again afterwards.
         try:
-            return version if self.store.entry(version).about.get("source") == digest else 0
+            return version if self.store.entry(version).about.get("source") == path.stem else 0
         except Gone:
             return 0
 
@@ -237,14 +238,7 @@ class Queue:
         path = self._root / "journal.jsonl"
         with opened(self._root / "journal.lock") as file:
             lock(file, shared=False)
-            try:
-                with path.open("ab+") as journal:
-                    whole = not journal.tell() or _last(journal) == b"\n"
-                    journal.write((b"" if whole else b"\n") + json.dumps(note._asdict()).encode() + b"\n")
-                    journal.flush()
-                    os.fsync(journal.fileno())
-            except OSError as error:
-                raise cannot_write(path, error) from error
+            append_line(path, ("" if _ends_whole(path) else "\n") + json.dumps(note._asdict()))
 
 
 @dataclass(frozen=True)
@@ -260,19 +254,17 @@ class Aligner:
     def __call__(self, view: View, sent: Upload) -> NDArray[np.float64]:
         """See `Align`."""
         voxel, (metres, degrees) = view.map.settings.voxel, sent.error
-        bricks = bake(sent.local, np.eye(3, 4), voxel).bricks
-        own = surface_of(bricks, voxel).places
-        if not len(own):
-            raise Refused(f"contribution {sent.name[:40]!r} is refused: it shows no surfaces; train it for longer")
-        middle, wide = (own.min(0) + own.max(0)) / 2, float(np.linalg.norm(own.max(0) - own.min(0))) / 2
-        there = sent.pose[:, :3] @ middle + sent.pose[:, 3]
-        area = view.area(there - wide - metres, there + wide + metres)
-        if len(surface_of(area, voxel).places) < FEWEST:
-            raise Deferred(f"nothing of the map is within {wide + metres:,.0f} m of it; it waits for others")
         search = replace(self.settings.search, metres=max(metres, voxel), degrees=max(degrees, 0.1))
         settings, random = replace(self.settings, search=search), generator(self.seed, "align", sent.name)
+        brought = Brought(sent.name, bake(sent.local, np.eye(3, 4), voxel).bricks, sent.cameras, sent.pose)
         try:
-            brought = Brought(sent.name, bricks, sent.cameras, sent.pose)
+            low, high = around(brought, voxel, search)
+        except UserError as error:
+            raise Refused(str(error)) from error
+        area = view.area(low, high)
+        if len(surface_of(area, voxel).places) < FEWEST:
+            raise Deferred("it overlaps nothing of the map within the error of its pose; it waits for others")
+        try:
             return align(target(area, voxel, settings), brought, settings, random).pose
         except UserError as error:
             raise Refused(str(error)) from error
@@ -289,7 +281,11 @@ def baked(view: View, sent: Upload, find: Align | None) -> Contribution:
     try:
         if 2 * frame.half > settings.widest:
             raise UserError(f"its cube is {2 * frame.half:,.0f} m wide and {settings.widest:,.0f} m are allowed")
-        cells_of(frame, settings.voxel)
+        cells, seen = cells_of(frame, settings.voxel), sent.local.seen
+        if len(seen) > cells:
+            raise UserError(f"what it saw is told for {len(seen)} cells along an axis and its cube has {cells} voxels")
+        if np.count_nonzero(seen) > MOST_BRICKS * CELLS:
+            raise UserError(f"it saw {np.count_nonzero(seen):,} voxels and {MOST_BRICKS * CELLS:,} are allowed")
     except UserError as error:
         raise Refused(f"contribution {sent.name[:40]!r} is refused: {error}; the map is as it was") from error
     pose = sent.pose
@@ -306,9 +302,13 @@ def _sweep(waiting: Path) -> None:
                 discard(path)
 
 
-def _last(journal: IO[bytes]) -> bytes:
-    journal.seek(-1, os.SEEK_END)
-    return journal.read(1)
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line was not cut short."""
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) == 0 or (file.seek(-1, os.SEEK_END), file.read(1))[1] == b"\n"
+    except FileNotFoundError:
+        return True
 
 
 def _notes(content: bytes) -> Iterator[Note]:

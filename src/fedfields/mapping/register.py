@@ -59,7 +59,7 @@ class Search:
     kept: int = 256
     """Motions that a round keeps."""
 
-    spawned: int = 32
+    spawned: int = 16
     """Motions that each of them becomes, itself unchanged and copies with noise."""
 
     points: int = 1024
@@ -81,13 +81,16 @@ ROUNDS = ((0, 1 / 4), (0, 1 / 8), (1, 1 / 8), (1, 1 / 16), (1, 1 / 32), (2, 1 / 
 CELLS = (1 / 5, 1 / 10, 1 / 20)
 """Of the levels, as a part of that range."""
 
+DENSE = 0.35
+"""1/m: two metres of it stop half of the light. Fields that were trained for minutes are that soft."""
+
 EMPTY, TINT = 0.3, 0.5
 """What a point in seen emptiness loses, and what a standard deviation of colour counts."""
 
 
 def surface_of(bricks: Bricks, voxel: float) -> Surface:
-    """The voxels of which half of the light does not come out."""
-    solid = (1 - np.exp(-bricks.density * voxel) >= 0.5) & (bricks.visits > 0)
+    """The seen voxels that are dense."""
+    solid = (bricks.density > DENSE) & (bricks.visits > 0)
     shades = bricks.sh.reshape(-1, HARMONICS)[solid.reshape(-1)][:, ::9]
     colours = (1 / (1 + np.exp(-FLAT * shades))).astype(np.float32)
     return Surface(centres(bricks.coords, voxel)[solid], colours)

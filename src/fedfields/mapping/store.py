@@ -105,7 +105,7 @@ class Place:
         try:
             if self.path:
                 return read_file(self.path / name, MOST)
-            files, root = self._files  # pyright: ignore[reportGeneralTypeIssues]
+            files, root = self._files  # pyright: ignore
             return files.cat_file(f"{root}/{name}")
         except FileNotFoundError:
             raise
@@ -260,7 +260,7 @@ def in_tiles(bricks: Bricks) -> dict[Tile, Bricks]:
     """The bricks of each tile."""
     tiles, which = np.unique(bricks.coords // SIDE, axis=0, return_inverse=True)
     which = which.reshape(-1)
-    return {tuple(tile): bricks.chosen(which == i) for i, tile in enumerate(tiles.tolist())}
+    return {(x, y, z): bricks.chosen(which == i) for i, (x, y, z) in enumerate(tiles.tolist())}
 
 
 def tile_file(tile: Tile, version: int) -> str:

@@ -67,6 +67,8 @@ def sent_from_bytes(content: bytes) -> Upload | Contribution:
     """
     try:
         tensors, told = tensors_from_bytes(content)
+        if not (isinstance(told["name"], str) and told["name"].isprintable() and 0 < len(told["name"]) <= 200):
+            raise ValueError("its name must be 1 to 200 printable characters")
         if "voxel" in told:
             if len(tensors["coords"]) > MOST_BRICKS:
                 raise ValueError(f"it has {len(tensors['coords']):,} bricks and {MOST_BRICKS:,} are allowed")

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,12 +29,15 @@ from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import Rays
 from fedfields.runtime.start import trained_alone
 from fedfields.scenes.frame import Frame
-from fedfields.scenes.views import Photo, RaySignal, photo_rays
+from fedfields.scenes.views import Photo, RaySignal, in_cube, photo_rays
 from fedfields.seeds import generator
 from fedfields.types import Client, Params, Task
 
+if TYPE_CHECKING:
+    from torch import Generator
+
 RAYS = 2**18
-"""At most so many rays of the photographs say what was seen."""
+"""About so many rays through the pixels of a client's photographs say what was seen."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,25 @@ def as_local(
     Raises:
         UserError: the cube is too large for such voxels.
     """
-    cells, rays = cells_of(frame, voxel), RaySignal(tuple(photos)).everything().inputs
-    some = rays.chosen(slice(None, None, -(-len(rays.near) // RAYS)))
-    seen = seen_cells(partial(field.density, params), some, cells)
+    cells, rays = cells_of(frame, voxel), _through(photos, RAYS, generator(0, "seen", name))
+    seen = seen_cells(partial(field.density, params), rays, cells)
     code = own[CODES].mean(0) if own and CODES in own else None
     return Local(name, field, params, frame, seen, len(photos), code)
+
+
+def _through(photos: Sequence[Photo], count: int, random: Generator) -> Rays:
+    """About so many rays through random places in the usable pixels.
+
+    Pixels are areas: of a photograph that is coarser than the voxels, rays through the middles would miss most of them.
+    """
+    shots = [torch.arange(p.camera.width * p.camera.height) if p.usable is None else p.usable for p in photos]
+    pixels, parts = sum(len(shot) for shot in shots), []
+    for photo, shot in zip(photos, shots, strict=True):
+        index = shot[:: -(-pixels // count)].repeat_interleave(max(1, count // pixels))
+        places = photo.camera.pixels()[index] + torch.rand(len(index), 2, generator=random) - 0.5
+        local = photo.camera.directions(places).float()
+        parts.append(in_cube(photo.pose[:, 3].expand(len(local), 3), local @ photo.pose[:, :3].T))
+    return Rays(*(torch.cat(columns) for columns in zip(*(part[:4] for part in parts), strict=True)))
 
 
 def through_floor(photos: Sequence[Photo]) -> tuple[Photo, ...]:

@@ -92,9 +92,13 @@ def townscape(extent: float, generator: Generator) -> Townscape:
     crowns = _crowns(houses, lines, bends, half, heights, random)
     reaches = [(*h.place, h.reach, h.top) for h in houses] + [(c[0], c[1], c[3], c[2] + c[4]) for c in crowns]
     tops, offsets, items = _cells(reaches, heights, half)
-    planes, bases, storeys, windows, walls, roofs = (np.array(column) for column in list(zip(*houses, strict=True))[:6])
-    shapes = planes, bases, storeys, windows, walls, roofs, crowns
-    return Townscape(half, CELL, heights, tops, offsets, items, *shapes, lines[0], lines[1], bends)
+    shapes = ((_PLANES, 4), (), (), (), (3,), (3,))  # A small town may have no house.
+    columns = [
+        np.array([getattr(house, name) for house in houses], int if name == "storeys" else float).reshape(-1, *shape)
+        for name, shape in zip(House._fields, shapes, strict=False)
+    ]
+    parts: list[Any] = [half, CELL, heights, tops, offsets, items, *columns, crowns, *lines, bends]
+    return Townscape(*parts)
 
 
 def photograph(scene: Townscape, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
