@@ -184,7 +184,7 @@ def lines_of(
         basis: ``[R, 9]``, spherical harmonics of the directions.
         near: ``[R]``, metres.
         step: ``[R]``, metres between samples.
-        counts: ``[R]`` int64, samples.
+        count: ``[R]`` int64, samples.
     """
     start, way, at, pace = (leaf.detach().double().cpu().numpy() for leaf in (origins, directions, near, step))
     start, way = np.ascontiguousarray(start / volume.voxel - 0.5), np.ascontiguousarray(way / volume.voxel)

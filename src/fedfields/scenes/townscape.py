@@ -7,7 +7,7 @@ pattern repeats, or photographs of two places could be taken for one another.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
