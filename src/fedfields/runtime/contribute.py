@@ -14,20 +14,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedfields.errors import UserError
 from fedfields.federation import Local as LocalTraining
 from fedfields.federation import Method
 from fedfields.fields import HashGrid
+from fedfields.lazy import torch
 from fedfields.losses import CODES, MarchedLoss
 from fedfields.mapping.bake import Local, cells_of, seen_cells
 from fedfields.objectives import Fit
 from fedfields.optim import Adam
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import Rays
-from fedfields.runtime.start import trained_alone
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.views import Photo, RaySignal, in_cube, photo_rays
 from fedfields.seeds import generator
@@ -91,6 +90,8 @@ def train_field(
     Raises:
         UserError: the training diverged.
     """
+    from fedfields.runtime.start import trained_alone
+
     signal = RaySignal(tuple(photos), 1, frame.background == "white")
     client = Client(name, (Task(signal, signal, name),))
     loss = MarchedLoss(training.field, training.rays)
