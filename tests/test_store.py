@@ -207,6 +207,7 @@ def test_every_file_is_written_through_the_store():
     through_the_store = {
         ("report/__init__.py", "write_text"),
         ("report/figures.py", "write_text"),
+        ("mapping/store.py", "write_text"),
         ("runtime/run.py", "write_text"),
         ("runtime/run.py", "save"),
         ("runtime/join.py", "log.write"),
@@ -219,8 +220,10 @@ def test_every_file_is_written_through_the_store():
         ("scenes/copies.py", "picture.save"),
         ("scenes/motion.py", "model.write_binary"),
         ("scenes/motion.py", "model.export_PLY"),
+        ("mapping/commits.py", "path.write_bytes"),
     }
-    assert found == through_the_store | in_a_folder_of_its_own | {("runtime/join.py", "path.open")}  # A lock.
+    locks = {("runtime/join.py", "path.open"), ("mapping/commits.py", "path.open")}
+    assert found == through_the_store | in_a_folder_of_its_own | locks
 
 
 # ---- What is said of errors.

@@ -1,5 +1,5 @@
 """The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``, and
-``keys | serve | join`` for runs between machines.
+``keys | serve | join`` for runs between machines, and ``map`` for one large map (`fedfields.cli_map`).
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 from fedfields.errors import UserError
+from fedfields.flags import Flags
+from fedfields.flags import parse as _parse
+from fedfields.flags import parse_some as _parse_some
+from fedfields.flags import split as _split
 
-T = TypeVar("T")
 OutputT = TypeVar("OutputT", bound="Output")
 
 USAGE = """\
@@ -38,6 +40,7 @@ fedfields: federated learning of neural fields
   fedfields keys owner NAME       keys for a run between machines (keys server: a certificate)
   fedfields serve EXPERIMENT      run with real owners, who join from their own machines
   fedfields join HOST --data DIR  take part in such a run; your data stays here
+  fedfields map VERB MAP          one large map of many contributions: create, train, add, serve, undo, show
   fedfields presets               the presets and every part that has a name
   fedfields demo [images]         a place with people in front; or photographs, four methods (a few minutes)
 
@@ -253,7 +256,7 @@ def _adapt(arguments: list[str]) -> int:
 def _audit(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 1:
-        raise UserError(f"fedfields audit needs one RUN, found {len(words)}")
+        raise UserError(f"fedfields audit needs one RUN or MAP, found {len(words)}")
     from fedfields.effort import AuditSettings
 
     about = "Attack the uploads that a run kept (rounds with an evaluation) and write audit.json, pictures, report."
@@ -276,10 +279,11 @@ class RenderFlags:
     """What is filmed, and how."""
 
     path: str = "orbit"
-    """The way: orbit, spiral, or a JSON file with camera poses (frames with a transform_matrix, as transforms.json)."""
+    """The way: orbit, spiral, top (one picture from above), or a JSON file with camera poses (frames with a
+    transform_matrix, as transforms.json)."""
 
     out: Path | None = None
-    """An .mp4 file or a folder for pictures; RUN/orbit.mp4 (or the path's name) by default."""
+    """An .mp4 file or a folder for pictures; RUN/orbit.mp4 (or the path's name) by default, of top RUN/top.png."""
 
     frames: int = 60
     """Frames of an orbit or a spiral."""
@@ -299,16 +303,17 @@ class RenderFlags:
 
 def _render(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "render", "--depth")
-    about = "Film the place that a run learned."
+    about = "Film the place that a run learned, or a map."
     settings = _parse(RenderFlags, RenderFlags(), flags, "fedfields render RUN", about)
     for name in ("frames", "size", "fps"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} is {getattr(settings, name)}; it must be at least 1")
-    from fedfields.runtime.products import film, load_trained
+    from fedfields.runtime.products import film, load_place
     from fedfields.terminal import console, steps_progress
 
-    trained = load_trained(run, settings.weights)
-    out = settings.out or (settings.weights.parent if settings.weights else run) / f"{Path(settings.path).stem}.mp4"
+    trained, ending = load_place(run, settings.weights), "png" if settings.path == "top" else "mp4"
+    folder = settings.weights.parent if settings.weights else run
+    out = settings.out or folder / f"{Path(settings.path).stem}.{ending}"
     with steps_progress("render") as advance:
         made = film(
             trained,
@@ -338,7 +343,7 @@ class ExportFlags:
     """A .npz file for density and colour on a regular grid."""
 
     resolution: int = 128
-    """Points of the grid along an axis."""
+    """Points of the grid along an axis; a map has its own voxels."""
 
     level: float | None = None
     """Density of the surface, per world unit; by default where a voxel lets half the light through."""
@@ -349,7 +354,7 @@ class ExportFlags:
 
 def _export(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "export")
-    about = "Write the place that a run learned as a mesh, points or a grid, in world coordinates."
+    about = "Write the place that a run learned, or a map, as a mesh, points or a grid, in world coordinates."
     settings = _parse(ExportFlags, ExportFlags(), flags, "fedfields export RUN", about)
     if settings.mesh is settings.points is settings.grid is None:
         raise UserError("nothing to write; say --mesh x.ply, --points x.ply or --grid x.npz")
@@ -358,7 +363,13 @@ def _export(arguments: list[str]) -> int:
     from fedfields.runtime import products
     from fedfields.terminal import console, steps_progress
 
-    trained = products.load_trained(run, settings.weights)
+    trained = products.load_place(run, settings.weights)
+    if isinstance(trained, products.Mapped) and settings.points:
+        count = products.save_voxels(trained, settings.points, settings.level)
+        console.print(f"{settings.points}: {count:,} points", soft_wrap=True, markup=False)
+        settings = dataclasses.replace(settings, points=None)
+        if settings.mesh is settings.grid is None:
+            return 0
     with steps_progress("export") as advance:
         grid = products.volume(trained, settings.resolution, advance)
     level = products.opaque_density(grid) if settings.level is None else settings.level
@@ -390,7 +401,7 @@ class ViewFlags:
 
 def _view(arguments: list[str]) -> int:
     run, flags = _one_run(arguments, "view")
-    about = "Walk around the place that a run learned, in the browser. Ctrl-C ends it."
+    about = "Walk around the place that a run learned, or a map, in the browser. Ctrl-C ends it."
     settings = _parse(ViewFlags, ViewFlags(), flags, "fedfields view RUN", about)
     import threading
 
@@ -747,6 +758,12 @@ def _check_installed(command: str) -> None:
         raise UserError(f'fedfields {command} needs Flower: pip install "fedfields[flower]"')
 
 
+def _map(arguments: list[str]) -> int:
+    from fedfields.cli_map import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "adapt": _adapt,
@@ -760,162 +777,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "keys": _keys,
     "serve": _serve,
     "join": _join,
+    "map": _map,
     "presets": _presets,
     "demo": _demo,
 }
-
-
-# --- flags --------------------------------------------------------------------------------------------------
-
-Flags = dict[str, str | None]
-"""Flags in the order given; None for a flag without a value."""
-
-
-def _split(arguments: Sequence[str], switches: Sequence[str] = ()) -> tuple[list[str], Flags]:
-    """Words and flags of a command line; ``--flag=value`` and ``--flag value`` are the same.
-
-    ``switches`` are flags without a value beside those of all commands; among the settings, switches stand last or
-    take true or false.
-    """
-    words: list[str] = []
-    flags: Flags = {}
-    waiting: str | None = None
-    for argument in arguments:
-        if re.match(r"--?[A-Za-z]", argument):
-            name, equals, value = argument.partition("=")
-            name = "--help" if name == "-h" else name.replace("_", "-")
-            flags[name] = value if equals else None
-            waiting = None if equals or name in (*SWITCHES, *switches) or name.startswith("--no-") else name
-        elif waiting is not None:
-            flags[waiting] = argument
-            waiting = None
-        else:
-            words.append(argument)
-    return words, flags
-
-
-SWITCHES = ("--help", "--resume", "--report", "--plain")
-"""Flags of the commands themselves that take no value."""
-
-
-def _parse_some(kind: type[T], default: T, flags: Flags) -> tuple[T, Flags]:
-    """Takes the flags that ``kind`` knows; the others are returned."""
-    known = set(_flag_types(default))
-    own = {name: value for name, value in flags.items() if name.replace("--no-", "--") in known}
-    rest = {name: value for name, value in flags.items() if name not in own}
-    return _parse(kind, default, own, "fedfields", ""), rest
-
-
-def _parse(kind: type[T], default: T, flags: Flags, prog: str, about: str) -> T:
-    """The settings with the flags applied; ``--help`` prints them all and exits.
-
-    Raises:
-        UserError: an unknown flag (with the nearest known one) or a value that does not fit.
-    """
-    import tyro
-
-    options: dict[str, Any] = {"prog": prog, "description": about, "config": (tyro.conf.AvoidSubcommands,)}
-    if "--help" in flags:
-        tyro.cli(kind, default=default, args=["--help"], **options)
-    known = _flag_types(default)
-    line: list[str] = []
-    for given, value in flags.items():
-        name, current, negated = _resolve(given, known)
-        _check_value(name, _hint(default, name), value)
-        line += _tyro_words(name, current, negated, value)
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured):
-            return tyro.cli(kind, default=default, args=line, **options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except SystemExit as stop:
-        said = re.sub(r"^Error parsing \w+: ", "", _one_line(captured.getvalue()))
-        raise UserError(said or "the flags make no sense") from stop
-
-
-def _flag_types(default: Any, prefix: str = "--") -> dict[str, Any]:
-    """Every flag of nested dataclass values, with the value it has by default."""
-    flags: dict[str, Any] = {}
-    for field in dataclasses.fields(default):
-        value, name = getattr(default, field.name), prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            flags |= _flag_types(value, f"{name}.")
-        elif isinstance(value, tuple):
-            for i, item in enumerate(value):
-                flags |= _flag_types(item, f"{name}.{i}.")
-        else:
-            flags[name] = value
-    return flags
-
-
-def _hint(default: Any, name: str) -> Any:
-    """The type of the setting that a flag names in whole."""
-    *path, last = name.removeprefix("--").replace("-", "_").split(".")
-    for part in path:
-        default = default[int(part)] if isinstance(default, tuple) else getattr(default, part)
-    return get_type_hints(type(default))[last]
-
-
-def _check_value(name: str, hint: Any, value: str | None) -> None:
-    """Refuses what is no number where one is wanted, in words; the rest is left to tyro.
-
-    Raises:
-        UserError: the value does not fit.
-    """
-    kinds = get_args(hint) or (hint,)
-    kind = next((kind for kind in (int, float) if kind in kinds), None)
-    if kind is None or value is None or (type(None) in kinds and value == "None"):
-        return
-    try:
-        kind(value)
-    except ValueError as error:
-        wanted = "a whole number" if kind is int else "a number"
-        raise UserError(f"{name} is {value}; it must be {wanted}{' or None' if type(None) in kinds else ''}") from error
-
-
-def _resolve(given: str, known: dict[str, Any]) -> tuple[str, Any, bool]:
-    """The whole name of a flag that may be shortened to its unique ending, its default, and whether it says "no"."""
-    negated = given.startswith("--no-") and given not in known
-    ending = "--" + given.removeprefix("--no-") if negated else given
-    if ending == "--data" and "--data.path" in known:
-        ending = "--data.path"
-    if ending in known:
-        return ending, known[ending], negated
-    matches = [name for name in known if name.endswith("." + ending.removeprefix("--"))]
-    if len(matches) == 1:
-        return matches[0], known[matches[0]], negated
-    if matches:
-        raise UserError(f"{given} could be {' or '.join(matches)}; write more of its name")
-    import difflib
-
-    endings = {name.rsplit(".", 1)[-1].removeprefix("--"): name for name in known}
-    close = difflib.get_close_matches(ending, list(known), n=1, cutoff=0.6) or [
-        endings[match]
-        for match in difflib.get_close_matches(ending.removeprefix("--").rsplit(".", 1)[-1], list(endings), n=1)
-    ]
-    hint = f"did you mean {close[0]}?" if close else "--help lists them all"
-    raise UserError(f"there is no setting {given}; {hint}")
-
-
-def _tyro_words(name: str, default: Any, negated: bool, value: str | None) -> list[str]:
-    """One flag as tyro wants it: switches have no value but a --no- form."""
-    if isinstance(default, bool):
-        said = {"true": True, "yes": True, "1": True, None: True, "false": False, "no": False, "0": False}
-        if (value.lower() if value else value) not in said:
-            raise UserError(f"{name} is {value}; it is a switch: true or false")
-        if said[value.lower() if value else value] != negated:
-            return [name]
-        head, _, last = name.rpartition(".")
-        return [f"{head}.no-{last}" if head else f"--no-{last.removeprefix('--')}"]
-    if value is None:
-        raise UserError(f"{name} needs a value; it is {default} by default")
-    return [name, value]
-
-
-def _one_line(boxed: str) -> str:
-    """The text of an error that was drawn in a box, without the help that follows it."""
-    text = re.sub(r"[─│╭╮╰╯═]", " ", boxed)
-    text = re.split(r"Argument helptext:|For full helptext", text)[0]
-    words = re.sub(r"-{4,}", " ", text).split()
-    return " ".join(words).removeprefix("Value error ").removeprefix("Parsing error ")

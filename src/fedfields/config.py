@@ -22,6 +22,7 @@ from fedfields.scenes.data import Data
 from fedfields.scenes.monument import Monument, PlaceData
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene
+from fedfields.scenes.town import Town
 from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Learned, Robust, Scaffold, Strategy
 
 
@@ -29,7 +30,7 @@ from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Learne
 class Experiment:
     """Everything that decides the result of a run."""
 
-    data: Data | Scene | Objects | Monument = dataclasses.field(default_factory=Data)
+    data: Data | Scene | Objects | Monument | Town = dataclasses.field(default_factory=Data)
     """Whose pictures, of which place, or of which objects, and who owns which."""
 
     field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf = dataclasses.field(
@@ -234,7 +235,11 @@ COMPRESSION: dict[str, LowRank] = {"low-rank": LowRank()}
 
 PERSONAL: dict[str, Personal] = {"own-field": Personal()}
 
-DATA: dict[str, Scene | Monument] = {"monument": Monument(), "capture": Scene(clients=20, partition="separate")}
+DATA: dict[str, PlaceData] = {
+    "monument": Monument(),
+    "town": Town(),
+    "capture": Scene(clients=20, partition="separate"),
+}
 
 AXES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
@@ -507,7 +512,7 @@ def nearest(word: str, choices: Mapping[str, Any]) -> str:
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Experiment, Data, Scene, Monument, Objects, Local, Adaptation, Inner, Sgd, Adam),
+        *(Experiment, Data, Scene, Monument, Town, Objects, Local, Adaptation, Inner, Sgd, Adam),
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Personal, Marching, RenderSettings),
         *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Learned, Robust),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedfields.errors import UserError
 from fedfields.rendering.cameras import Camera
+from fedfields.runtime.maps import Mapped, MapViewer
 from fedfields.runtime.places import Viewer, depth_picture, set_up_place, thinned
-from fedfields.runtime.products import Trained, load_trained
+from fedfields.runtime.products import Trained, load_place
 from fedfields.scenes.tour import Tour
 from fedfields.scenes.views import Photo, photo_rays, photos_of
 
@@ -27,7 +28,7 @@ def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: i
     """Starts serving; the server runs in threads of its own until its ``stop()`` is called.
 
     Args:
-        run: a finished run on a place.
+        run: a finished run on a place, or a map.
         host: address to bind; this machine only by default.
         port: of the page.
         size: pixels along the shorter side of the finest picture.
@@ -35,7 +36,7 @@ def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: i
     Raises:
         UserError: no such run, viser is missing, or the port is taken.
     """
-    trained = load_trained(run)
+    trained = load_place(run)
     try:
         import viser
     except ImportError as error:
@@ -73,7 +74,7 @@ def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: i
 class _Painter:
     """Keeps one visitor's background painted."""
 
-    def __init__(self, client: Any, see: Viewer, size: int, shows: Any, tour: Tour) -> None:
+    def __init__(self, client: Any, see: Viewer | MapViewer, size: int, shows: Any, tour: Tour) -> None:
         self.moved, self.gone = threading.Event(), False
         self._client, self._see, self._size, self._shows = client, see, size, shows
         pose = tour.pose(0.7)
@@ -127,8 +128,10 @@ def quaternion_of(rotation: Tensor) -> tuple[float, float, float, float]:
     return w, x, y, z
 
 
-def _photos(trained: Trained) -> tuple[Photo, ...]:
-    """Some of the run's photographs, if they are still where they were."""
+def _photos(trained: Trained | Mapped) -> tuple[Photo, ...]:
+    """Some of the run's photographs, if they are still where they were; a map has none."""
+    if isinstance(trained, Mapped):
+        return ()
     try:
         place = set_up_place(trained.experiment).federation
     except UserError:

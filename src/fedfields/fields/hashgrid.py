@@ -58,18 +58,24 @@ class HashGrid:
 
         return resolutions(self.levels, self.coarsest, self.finest)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights."""
+        return {
+            "table": (self.levels, 2**self.log2_rows, 2),
+            "density.0.weight": (self.width, 2 * self.levels),
+            "density.1.weight": (1 + self.latent, self.width),
+            "colour.0.weight": (self.width, 1 + self.latent + self.appearance),
+            "colour.1.weight": (27, self.width),
+        }
+
     def init(self, generator: Generator) -> Params:
         """Table in U(-1e-4, 1e-4), weights in U(+-sqrt(6 / fan_in)), no biases, as Instant-NGP."""
-        params = {"table": torch.empty(self.levels, 2**self.log2_rows, 2).uniform_(-1e-4, 1e-4, generator=generator)}
-        sizes = {
-            "density.0": (2 * self.levels, self.width),
-            "density.1": (self.width, 1 + self.latent),
-            "colour.0": (1 + self.latent + self.appearance, self.width),
-            "colour.1": (self.width, 27),
-        }
-        for name, (fan_in, fan_out) in sizes.items():
-            bound = sqrt(6 / fan_in) if name.endswith("0") else sqrt(3 / fan_in)
-            params[f"{name}.weight"] = torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator)
+        shapes = self.shapes
+        params = {"table": torch.empty(shapes.pop("table")).uniform_(-1e-4, 1e-4, generator=generator)}
+        for name, shape in shapes.items():
+            bound = sqrt((6 if name.endswith("0.weight") else 3) / shape[1])
+            params[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
         return params
 
     def latents(self, params: Params, positions: Tensor, shift: Tensor | None = None) -> Tensor:

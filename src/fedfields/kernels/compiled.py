@@ -366,3 +366,81 @@ def composite_backward(
             passed *= math.exp(-density[i] * delta[i])
             behind -= weights[i] * q
             of_density[i] = _F(delta[i] * (passed * q - behind))
+
+
+@compiled
+def average_voxels(
+    density: np.ndarray, sh: np.ndarray, visits: np.ndarray, weight: np.ndarray, rows: np.ndarray,
+    new_density: np.ndarray, new_sh: np.ndarray, new_visits: np.ndarray,
+    kept: float, replace: bool, debias: bool, first: int, last: int,
+) -> None:  # fmt: skip
+    """``V <- kept V + (1 - kept) V~`` (Suzuki 2023, eq. 4), in place, where bricks first to last of V~ were visited.
+
+    Brick b of V~ goes to brick ``rows[b]`` of V; ``[N, 512]``, sh ``[N, 512, 27]``. ``weight`` is what the weights of
+    contributions in V sum up to; see `fedfields.mapping.merge.Mixing` for the first one.
+    """
+    for b in range(first, last):
+        n = rows[b]
+        for i in range(new_visits.shape[1]):
+            if new_visits[b, i] == 0:
+                continue
+            fresh = visits[n, i] == 0
+            old, new = (_F(0), _F(1)) if fresh and replace else (_F(kept), _F(1.0 - kept))
+            density[n, i] = old * density[n, i] + new * new_density[b, i]
+            for k in range(sh.shape[2]):
+                sh[n, i, k] = old * sh[n, i, k] + new * new_sh[b, i, k]
+            weight[n, i] = _F(1) if fresh and not debias else _F(kept * weight[n, i] + (1.0 - kept))
+            if visits[n, i] < 65535:
+                visits[n, i] += 1
+
+
+@compiled
+def match_points(
+    values: np.ndarray, points: np.ndarray, turns: np.ndarray, shifts: np.ndarray,
+    found: np.ndarray, first: int, last: int,
+) -> None:  # fmt: skip
+    """Rows ``found[first:last]`` of `fedfields.kernels.matching.matched`."""
+    nx, ny, nz = values.shape[0], values.shape[1], values.shape[2]
+    for h in range(first, last):
+        r, t, total = turns[h], shifts[h], 0.0
+        for p in range(len(points)):
+            a, b, c = points[p, 0], points[p, 1], points[p, 2]
+            x = math.floor(r[0, 0] * a + r[0, 1] * b + r[0, 2] * c + t[0])
+            y = math.floor(r[1, 0] * a + r[1, 1] * b + r[1, 2] * c + t[1])
+            z = math.floor(r[2, 0] * a + r[2, 1] * b + r[2, 2] * c + t[2])
+            if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                v = values[np.int64(x), np.int64(y), np.int64(z)]
+                total += v[0] + points[p, 3] * v[1] + points[p, 4] * v[2] + points[p, 5] * v[3]
+        found[h] = total / len(points)
+
+
+@compiled
+def count_rays(
+    origins: np.ndarray, directions: np.ndarray, near: np.ndarray, far: np.ndarray, density: np.ndarray,
+    least: float, counts: np.ndarray,
+) -> None:  # fmt: skip
+    """Adds to ``counts [G, G, G]`` the rays that reach a cell of the unit cube with a transmittance above ``least``.
+
+    From wall to wall of the cells (Amanatides and Woo, 1987), each of one ``density [G, G, G]``.
+    """
+    size = density.shape[0]
+    cell, step = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    wall, apart = np.zeros(3, np.float64), np.zeros(3, np.float64)
+    for r in range(len(origins)):
+        t, end, passed = np.float64(near[r]), np.float64(far[r]), 1.0
+        for a in range(3):
+            o, d = np.float64(origins[r, a]) * size, np.float64(directions[r, a]) * size
+            cell[a] = min(max(np.int64(math.floor(o + t * d)), 0), size - 1)
+            step[a] = 1 if d > 0 else -1
+            apart[a] = abs(1.0 / d) if d != 0 else math.inf
+            wall[a] = (cell[a] + (1 if d > 0 else 0) - o) / d if d != 0 else math.inf
+        while t < end and passed > least:
+            counts[cell[0], cell[1], cell[2]] += 1
+            a = 0 if wall[0] <= wall[1] and wall[0] <= wall[2] else (1 if wall[1] <= wall[2] else 2)
+            out = min(max(wall[a], t), end)
+            passed *= math.exp(-density[cell[0], cell[1], cell[2]] * (out - t))
+            t = out
+            cell[a] += step[a]
+            wall[a] += apart[a]
+            if cell[a] < 0 or cell[a] >= size:
+                break

@@ -17,6 +17,7 @@ from fedfields.errors import UserError
 from fedfields.gallery import save_picture
 from fedfields.rendering.cameras import check_pose
 from fedfields.runtime.checkpoint import load_weights
+from fedfields.runtime.maps import Mapped, as_grid, dense_voxels, is_map, load_map
 from fedfields.runtime.places import RadianceFieldLoss, Viewer, depth_picture, loss_for
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import load_experiment
@@ -72,15 +73,29 @@ def load_trained(run: Path, weights: Path | None = None) -> Trained:
     return Trained(experiment, params, loss_for(experiment), frame, tour)
 
 
+def load_place(path: Path, weights: Path | None = None) -> Trained | Mapped:
+    """What can be shown: the place that a run learned, or a map.
+
+    Raises:
+        UserError: see `load_trained` and `load_map`; or there are weights for a map.
+    """
+    if not is_map(path):
+        return load_trained(path, weights)
+    if weights is not None:
+        raise UserError(f"{path} is a map of voxels and has no weights; leave out --weights")
+    return load_map(path)
+
+
 def film(
-    trained: Trained, path: str, out: Path, *, frames: int, size: int, fps: int, depth: bool, advance: Advance
+    trained: Trained | Mapped, path: str, out: Path, *, frames: int, size: int, fps: int, depth: bool, advance: Advance
 ) -> Path:
     """Renders a path to a video or a folder of pictures.
 
     Args:
-        trained: the run.
-        path: "orbit", "spiral", or a JSON file with ``frames``, each with a camera-to-world ``transform_matrix``.
-        out: an .mp4 file, or a folder.
+        trained: the run, or a map.
+        path: "orbit", "spiral", "top" (one picture from above), or a JSON file with ``frames``, each with a
+            camera-to-world ``transform_matrix``.
+        out: an .mp4 file, a .png file for a single picture, or a folder.
         frames: number of frames of orbit and spiral.
         size: pixels along an edge of the square pictures.
         fps: frames in a second.
@@ -107,18 +122,22 @@ def film(
             shown.append(picture(pose))
     if out.suffix.lower() == ".mp4":
         _write_video(out, shown, fps)
+    elif out.suffix.lower() == ".png" and len(shown) == 1:
+        save_picture(out, shown[0])
     else:
         for i, one in enumerate(shown):
             save_picture(out / f"frame-{i:04d}.png", one)
     return out
 
 
-def _poses(trained: Trained, path: str, frames: int) -> list[Tensor]:
+def _poses(trained: Trained | Mapped, path: str, frames: int) -> list[Tensor]:
+    if path == "top":
+        return [trained.tour.pose(0.0, math.pi / 2 - 1e-3)]
     if path in ("orbit", "spiral"):
         return getattr(trained.tour, path)(frames)
     file = Path(path)
     if file.suffix.lower() != ".json" or not file.exists():
-        raise UserError(f"--path is {path}; choose orbit, spiral, or a JSON file of camera poses that exists")
+        raise UserError(f"--path is {path}; choose orbit, spiral, top, or a JSON file of camera poses that exists")
     try:
         matrices = [frame["transform_matrix"] for frame in read_json(file)["frames"]]
     except (KeyError, TypeError) as error:
@@ -157,8 +176,8 @@ class Volume(NamedTuple):
     """A field on a regular grid of world points.
 
     Attributes:
-        density: ``[N, N, N]``, indexed x, y, z, per world unit.
-        colour: ``[N, N, N, 3]``, mean over six directions of view.
+        density: ``[X, Y, Z]``, per world unit.
+        colour: ``[X, Y, Z, 3]``, mean over six directions of view.
         low: ``[3]``, the first point, in world units.
         spacing: distance of neighbours, in world units.
     """
@@ -169,8 +188,16 @@ class Volume(NamedTuple):
     spacing: float
 
 
-def volume(trained: Trained, resolution: int, advance: Advance) -> Volume:
-    """Asks the field on ``resolution ** 3`` points of the frame's cube."""
+def volume(trained: Trained | Mapped, resolution: int, advance: Advance) -> Volume:
+    """Asks the field on ``resolution ** 3`` points of the frame's cube; a map gives its own voxels.
+
+    Raises:
+        UserError: the map is too large for a regular grid.
+    """
+    if isinstance(trained, Mapped):
+        density, colour, first = as_grid(trained.view)
+        tensors = torch.from_numpy(density), torch.from_numpy(colour), torch.from_numpy(first)
+        return Volume(*tensors, trained.view.map.settings.voxel)
     field, params, half = trained.loss.field, trained.params, trained.frame.half
     axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
     six = torch.cat([torch.eye(3), -torch.eye(3)])
@@ -226,6 +253,17 @@ def save_points(grid: Volume, path: Path, level: float) -> int:
     colours = grid.colour[tuple(dense.T)].numpy()
     _write_ply(path, grid.low.numpy() + dense.numpy() * grid.spacing, colours, np.empty((0, 3), np.int64))
     return len(dense)
+
+
+def save_voxels(place: Mapped, path: Path, level: float | None) -> int:
+    """The centres of a map's voxels at least as dense as ``level``, as `save_points`, however large the map is.
+
+    Raises:
+        UserError: there are none.
+    """
+    points, colours = dense_voxels(place.view, level)
+    _write_ply(path, points, colours, np.empty((0, 3), np.int64))
+    return len(points)
 
 
 def save_grid(grid: Volume, path: Path) -> None:

@@ -20,6 +20,7 @@ from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.frame import Frame, load_frame
 from fedfields.scenes.monument import Monument, PlaceData
 from fedfields.scenes.scene import Scene
+from fedfields.scenes.town import Town
 from fedfields.seeds import generator
 from fedfields.types import Advance, Client, Loss, Params
 
@@ -121,8 +122,9 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
         raise UserError("a server has no photographs to judge by LPIPS; leave out --lpips")
     if isinstance(data, Data) and data.kind == "auto":
         raise UserError("owners must know what they share: say --data.kind image or --data.kind video")
-    if isinstance(data, Monument):
-        raise UserError("the monument is made up for simulations; owners have photographs: say data:capture")
+    if isinstance(data, Monument | Town):
+        name = type(data).__name__.lower()
+        raise UserError(f"the {name} is made up for simulations; owners have photographs: say data:capture")
     if isinstance(data, Scene):
         if data.visitors != "none":
             raise UserError("visitors are put into photographs in simulations alone; leave out --data.visitors")

@@ -5,7 +5,8 @@ they are to travel light (Holden et al., arXiv 2305.01163, algorithm 2). Made on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,23 +91,43 @@ def start_of(
 
 
 def _warm_up(experiment: Experiment, public: Client, loss: Loss, params: Params, advance: Advance) -> Params:
-    """The weights after ``experiment.warm_up`` outer steps: visits, one after another, to whoever has the photographs.
+    """The weights after ``experiment.warm_up`` outer steps on the public photographs; the step size does not fall."""
+    local = dataclasses.replace(experiment.local, final=1.0)
+    method = Method(experiment.objective, local)
+    told = functools.partial(advance, "warm-up")
+    return trained_alone(method, public, loss, params, experiment.warm_up, seed=experiment.seed, advance=told)[0]
 
-    One optimiser all the way; the step size does not fall.
+
+def trained_alone(
+    method: Method,
+    client: Client,
+    loss: Loss,
+    params: Params,
+    steps: int,
+    *,
+    seed: int,
+    advance: Callable[[int, int], None],
+) -> tuple[Params, Memory]:
+    """The weights after so many outer steps of one client, and what it keeps: visits, one after another.
+
+    One optimiser all the way. The method's strategy and protections are left out: nothing is sent.
+
+    Raises:
+        UserError: the weights are not finite any more.
     """
-    local = dataclasses.replace(experiment.local, per_task=False, keep_state=True)
-    strategy, memory = FedAvg(), Memory()
+    local, strategy = dataclasses.replace(method.local, per_task=False, keep_state=True), FedAvg()
+    memory = Memory()
     with one_thread():
-        for done in range(0, experiment.warm_up, local.steps):
-            advance("warm-up", done, experiment.warm_up)
-            steps = min(local.steps, experiment.warm_up - done)
-            method = Method(experiment.objective, dataclasses.replace(local, steps=steps), strategy)
-            number = 1 + done // local.steps
-            reply = visit(method, public, loss, {"params": params}, memory, seed=experiment.seed, round=number)
+        for done in range(0, steps, local.steps):
+            advance(done, steps)
+            count = min(local.steps, steps - done)
+            part = Method(method.objective, dataclasses.replace(local, steps=count), strategy)
+            received, number = {"params": params}, 1 + done // local.steps
+            reply = visit(part, client, loss, received, memory, seed=seed, round=number, progress=done / steps)
             params, memory = strategy.uploaded(params, reply.report, reply.steps), reply.memory
     if not all(bool(torch.isfinite(leaf).all()) for leaf in params.values()):
-        raise UserError("the warm-up diverged: its weights are not finite any more; lower local.lr")
-    return params
+        raise UserError(f"training of {client.name} diverged: its weights are not finite any more; lower local.lr")
+    return params, memory
 
 
 def _read(file: Path, initial: Params) -> Start:

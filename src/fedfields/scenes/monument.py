@@ -26,6 +26,7 @@ from fedfields.scenes.sdf import (
     look,
 )
 from fedfields.scenes.tour import Tour
+from fedfields.scenes.town import Town
 from fedfields.scenes.views import Photo
 from fedfields.scenes.visitors import (
     Crowd,
@@ -208,5 +209,5 @@ def _obelisk(x: float, y: float) -> Part:
     return joined(parts, ((x, y, GROUND + 0.31), 0.34))
 
 
-PlaceData = Scene | Monument
+PlaceData = Scene | Monument | Town
 """What a run on one place is about."""

@@ -1,0 +1,327 @@
+"""``fedfields map``: one large map of many contributions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedfields.config import DATA, nearest
+from fedfields.errors import UserError
+from fedfields.flags import Flags, parse, split
+from fedfields.mapping.align import Alignment
+from fedfields.mapping.bake import bake
+from fedfields.mapping.commits import undo
+from fedfields.mapping.intake import Aligner, Note, Queue, Rules
+from fedfields.mapping.packing import contribution_as_bytes
+from fedfields.mapping.store import Map, MapSettings, create_map, open_map
+from fedfields.mapping.upload import Upload, upload_as_bytes
+from fedfields.report.text import plural, size
+from fedfields.runtime.contribute import Training, as_local, cube_below, in_metres, reframed, through_floor, train_field
+from fedfields.scenes.frame import Frame
+from fedfields.scenes.monument import Monument
+from fedfields.scenes.posed import AS_POSED
+from fedfields.scenes.scene import Scene
+from fedfields.scenes.town import Town
+from fedfields.scenes.views import Photo, photos_of
+from fedfields.store import read_file, writing
+from fedfields.terminal import console, errors, steps_progress
+
+USAGE = """\
+fedfields map: many small fields become one large map (Suzuki 2023); docs/map.md explains it
+
+  fedfields map create MAP                  an empty map in a new folder
+  fedfields map train MAP --data DIR --out FILE   a client: a field of its own photographs, for this map
+  fedfields map add MAP FILE [FILE ...]     put what clients made into the map's queue
+  fedfields map serve MAP                   align and merge what comes; --once ends when nothing is left
+  fedfields map undo MAP NAME               as if this contribution had never come
+  fedfields map show MAP                    what is in it, and what became of what came
+
+fedfields render, export and view take a MAP as they take a RUN. Each verb explains itself with --help.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one verb; returns the exit status."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise UserError(f"there is no fedfields map '{verb}'; {nearest(verb, VERBS)}")
+    return VERBS[verb](rest)
+
+
+def _words(arguments: list[str], verb: str, wanted: str, least: int, most: int) -> tuple[list[str], Flags]:
+    words, flags = split(arguments, ("--once",))
+    if "--help" not in flags and not least <= len(words) <= most:
+        raise UserError(f"fedfields map {verb} needs {wanted}, found {plural(len(words), 'word')}")
+    return words, flags
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def _create(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "create", "one MAP, a new folder", 1, 1)
+    settings = parse(MapSettings, MapSettings(), flags, "fedfields map create MAP", "An empty map.")
+    store = create_map(Path(words[0]), settings)
+    _say(f"{store.place.where}: an empty map with voxels of {settings.voxel:g} m")
+    return 0
+
+
+# --- train --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """What a client trains on, and what it sends."""
+
+    data: Scene | Monument | Town = field(default_factory=Scene)
+    """The photographs: a capture in metres, or a made-up place (data:town)."""
+
+    training: Training = field(default_factory=Training)
+    """How the field is trained."""
+
+    out: Path | None = None
+    """File for what is to be sent; NAME.safetensors by default."""
+
+    name: str = ""
+    """What no other contribution is called; the folder of the photographs by default."""
+
+    client: int = 0
+    """Whose photographs, of a place that is shared out among several (--data.clients)."""
+
+    send: str = "field"
+    """Field: the server aligns and bakes it. Voxels: baked here, where the poses put it."""
+
+    metres: float = 0.0
+    """How far the positions may be off, along each axis; 0 for surveyed ones, which are not corrected."""
+
+    degrees: float = 0.0
+    """How far the orientation may be off, about each axis."""
+
+    floor: float = math.nan
+    """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands
+    on it, and pixels that may show what is beside the cube are not used."""
+
+    reach: float = 50.0
+    """With --floor: metres that the cube is wider than where the cameras stand, on every side."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        if self.send not in ("field", "voxels"):
+            raise ValueError(f"send is {self.send!r}; it must be field or voxels")
+        if min(self.metres, self.degrees, self.reach) < 0:
+            raise ValueError(f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}: none may be negative")
+        if self.client < 0:
+            raise ValueError(f"client is {self.client}; the first is 0")
+
+
+def _train(arguments: list[str]) -> int:
+    words, flags = _words([a for a in arguments if not a.startswith("data:")], "train", "one MAP", 1, 1)
+    settings = TrainFlags()
+    for part in (a for a in arguments if a.startswith("data:")):
+        if part[5:] not in DATA:
+            raise UserError(f"there is no data '{part[5:]}'; {nearest(part[5:], DATA)}")
+        settings = dataclasses.replace(settings, data=DATA[part[5:]])
+    settings = parse(TrainFlags, settings, flags, "fedfields map train MAP", "Train a field of your photographs.")
+    store, (name, photos, frame) = open_map(words[0]), _photos(settings)
+    base = store.head
+    with steps_progress("train") as advance:
+        params, own = train_field(
+            name, photos, frame, settings.training, settings.seed, lambda done, total: advance("train", done, total)
+        )
+    voxel = store.settings.voxel
+    local = as_local(name, settings.training.field, params, photos, frame, voxel, own)
+    pose = np.eye(3, 4)
+    if settings.send == "voxels":
+        content = contribution_as_bytes(bake(local, pose, voxel, base), "float16")
+    else:
+        error = (settings.metres, settings.degrees)
+        content = upload_as_bytes(Upload(local, pose, error, in_metres(photos, frame), base))
+    out = settings.out or Path(f"{name}.safetensors")
+    with writing(out) as temporary:
+        temporary.write_bytes(content)
+    _say(f"{out}: {size(len(content))} of {plural(len(photos), 'photograph')}; fedfields map add {words[0]} {out}")
+    return 0
+
+
+def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
+    """The client's name and photographs, and its cube in metres."""
+    place = settings.data.load(1, settings.seed)
+    if settings.client >= len(place.clients):
+        raise UserError(
+            f"--client is {settings.client}; the place has {plural(len(place.clients), 'client')}, from 0 on"
+        )
+    if place.frame.applied != AS_POSED:
+        raise UserError("its poses were moved or scaled (applied_transform), so that lengths are no metres; undo that")
+    client = place.clients[settings.client]
+    path: Path | None = getattr(settings.data, "path", None)
+    alone = path.resolve().name if path and len(place.clients) == 1 else ""
+    name = settings.name or alone or client.name
+    photos, frame = tuple(photos_of([client])), place.frame
+    if math.isnan(settings.floor):
+        return name, photos, frame
+    poses = in_metres(photos, frame)
+    cube = cube_below(poses, settings.floor, settings.reach, frame.background)
+    photos = through_floor(reframed(photos, poses, cube))
+    if not photos:
+        raise UserError(f"no pixel shows ground above --floor {settings.floor:g} m in the cube; raise --reach")
+    return name, photos, cube
+
+
+# --- add, serve ---------------------------------------------------------------------------------------------
+
+
+def _add(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "add", "a MAP and at least one FILE", 2, 10**6)
+    if flags:
+        raise UserError("fedfields map add MAP FILE [FILE ...] has no settings; fedfields map serve has some")
+    queue = Queue(open_map(words[0]))
+    for word in words[1:]:
+        try:
+            content = read_file(Path(word), 2**30)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"{word} cannot be read ({why}); name what fedfields map train wrote") from error
+        digest = queue.put(content)
+        _say(f"{word}: waits as {digest[:12]}, {size(len(content))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ServeFlags:
+    """How contributions are settled."""
+
+    once: bool = False
+    """End when nothing is left that can be settled."""
+
+    workers: int = 1
+    """Processes that work at the same time."""
+
+    align: bool = True
+    """Correct the poses of fields that are not surveyed; otherwise all are believed."""
+
+    wait: float = 1.0
+    """Seconds between looks at an empty queue."""
+
+    rules: Rules = field(default_factory=Rules)
+    """What is taken."""
+
+    alignment: Alignment = field(default_factory=Alignment)
+    """How poses are corrected."""
+
+    seed: int = 0
+    """Seed of the alignment."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or not 0 <= self.wait < math.inf:
+            raise ValueError(f"workers is {self.workers} and wait {self.wait}; at least 1 and 0 s are needed")
+
+
+def _serve(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "serve", "one MAP", 1, 1)
+    settings = parse(ServeFlags, ServeFlags(), flags, "fedfields map serve MAP", "Align and merge what comes.")
+    open_map(words[0])
+    if settings.workers == 1:
+        return _work(words[0], settings)
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_worker, args=(words[0], settings)) for _ in range(settings.workers)]
+    for worker in workers:
+        worker.start()
+    with contextlib.suppress(KeyboardInterrupt):
+        for worker in workers:
+            worker.join()
+    for worker in workers:  # After Ctrl-C they end what they are at, as this one would.
+        worker.join()
+    return 0 if all(worker.exitcode == 0 for worker in workers) else 2
+
+
+def _worker(where: str, settings: ServeFlags) -> None:
+    """One of several processes."""
+    try:
+        _work(where, settings)
+    except UserError as error:
+        errors.print(f"fedfields: {error}", soft_wrap=True, markup=False)
+        raise SystemExit(2) from error
+
+
+def _work(where: str, settings: ServeFlags) -> int:
+    """Settles what comes, until Ctrl-C or, if told so, nothing is left."""
+    queue = Queue(open_map(where))
+    find = Aligner(settings.alignment, settings.seed) if settings.align else None
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            queue.work(settings.rules, find, lambda note: _say(_told(note)))
+            if settings.once:
+                break
+            time.sleep(settings.wait)
+    return 0
+
+
+def _told(note: Note) -> str:
+    """A note as one line."""
+    if note.state == "merged":
+        return f"{note.name}: merged, version {note.version} of the map, {note.seconds:.1f} s"
+    return f"{note.name or note.digest[:12]}: {note.state}{': ' if note.why else ''}{note.why}"
+
+
+# --- undo, show ---------------------------------------------------------------------------------------------
+
+
+def _undo(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "undo", "a MAP and a NAME", 2, 2)
+    if flags:
+        raise UserError("fedfields map undo MAP NAME has no settings")
+    _say(f"{words[1]}: undone, version {undo(open_map(words[0]), words[1])} of the map")
+    return 0
+
+
+def _show(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "show", "one MAP", 1, 1)
+    if flags:
+        raise UserError("fedfields map show MAP has no settings")
+    store = open_map(words[0])
+    for line in _about(store):
+        _say(line)
+    if store.place.path is not None:
+        notes = [note for note in Queue(store).states().values() if note.state != "merged"]
+        for note in notes:
+            _say(_told(note))
+    return 0
+
+
+def _about(store: Map) -> list[str]:
+    """What is in a map, and who brought it lately."""
+    settings, tiles = store.settings, list(store.view().tiles())
+    lines = [f"{store.place.where}: version {store.head}, voxels of {settings.voxel:g} m in {settings.precision}"]
+    if tiles:
+        low, high = np.min(tiles, 0) * settings.tile, (np.max(tiles, 0) + 1) * settings.tile
+        box = " x ".join(f"{a:g} to {b:g}" for a, b in zip(low, high, strict=True))
+        lines.append(f"{plural(len(tiles), 'tile')} of {settings.tile:g} m, within {box} m")
+    for entry in store.history():
+        views = f", {plural(entry.about['views'], 'photograph')}" if entry.about.get("views") else ""
+        what = "merged" if entry.kind == "merge" else f"version {entry.of} undone"
+        lines.append(f"version {entry.version}: {entry.name} {what}, {plural(len(entry.tiles), 'tile')}{views}")
+    return lines
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "create": _create,
+    "train": _train,
+    "add": _add,
+    "serve": _serve,
+    "undo": _undo,
+    "show": _show,
+}

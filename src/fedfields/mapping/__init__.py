@@ -1,0 +1,1 @@
+"""The large-scale map (Suzuki 2023): sparse voxels in global metres, to which contributions are merged as they come."""
