@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100, help="alignments from wrong starts")
     parser.add_argument("--few", type=int, default=10, help="alignments for each other row and each kind of bad one")
     parser.add_argument("--out", type=Path, help="folder of fields and picture; a temporary one by default")
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs: under a minute")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     folder = options.out or Path(tempfile.mkdtemp(prefix="align-"))
