@@ -10,9 +10,9 @@ many steps for a pixel. PSNR is that of photographs that nobody trained on. Seco
 the parallel ones, of the slowest model. Bytes are those of the weights; of the map, what all clients send, and what
 lies on the disk.
 
-"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; "aligned"
-is what a server makes of these, of which the first was surveyed. Two rows say where the map's error comes from: the one
-model baked into voxels, and the one model with its view dependence taken away.
+"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it. (What
+alignment does about it: benchmarks/align.py.) Two rows say where the map's error comes from: the one model baked into
+voxels, and the one model with its view dependence taken away.
 """
 
 import argparse
@@ -34,7 +34,6 @@ from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss
 from fedfields.mapping.bake import Local, bake
 from fedfields.mapping.commits import merge
-from fedfields.mapping.intake import Aligner, Queue, Rules
 from fedfields.mapping.merge import Contribution
 from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload, upload_as_bytes
@@ -105,10 +104,10 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    Town(120, photos=60, clients=16, least=8, most=14, width=40, height=30, lowest=40, highest=70, tests=12),
+    Town(120, photos=200, clients=16, least=30, most=50, width=32, height=24, lowest=40, highest=70, tests=20),
     HashGrid(levels=8, log2_rows=14, finest=128),
     256,
-    10,
+    6,
     1.0,
     30.0,
 )
@@ -265,17 +264,6 @@ def map_of(folder: Path, contributions: Sequence[Contribution], voxel: float) ->
     return store
 
 
-def aligned_map(folder: Path, drones: Sequence[Drone], voxel: float) -> Map:
-    """What a server makes of rough poses; those that it refuses or that fit to nothing are left out."""
-    store = create_map(folder, MapSettings(voxel, "float16", keep=0))
-    queue = Queue(store)
-    for i, drone in enumerate(drones):
-        upload = drone.upload if i else drone.upload._replace(pose=drone.true, error=(0.0, 0.0))
-        queue.put(upload_as_bytes(upload))
-        queue.work(Rules(), Aligner(), lambda note: print(note.name, note.state, note.why, file=sys.stderr, flush=True))
-    return store
-
-
 def on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -324,10 +312,6 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
     see = by_cell({cell: viewer(sizes, each.params) for cell, each in grid.items()}, frame)
     seconds, stored = max(each.seconds for each in grid.values()), sum(size_of(each.params) for each in grid.values())
     made.add("4 x 4 grid", see, seconds, None, stored)
-    store = aligned_map(folder / "aligned", drones, sizes.voxel)
-    name = f"map, aligned ({store.head} of {len(drones)})"
-    shown[name] = MapViewer(store.view(), frame)
-    made.add(name, shown[name], slowest, sent, on_disk(folder / "aligned"))
     return made.rows, shown
 
 

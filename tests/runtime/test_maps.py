@@ -1,6 +1,7 @@
 """Maps to look at, and the commands that make them, on voxels that were written by hand."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from fedfields.runtime.products import load_place, save_grid, save_voxels, volum
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.town import Town
 from fedfields.scenes.views import photo_rays, photos_of
+from fedfields.viewer import _Painter, quaternion_of
 from tests.runtime.test_products import read_ply
 
 VOXEL = 0.5
@@ -112,6 +114,16 @@ def test_pictures_from_above(place, tmp_path, capsys):
     assert np.allclose(picture[24, 27], [1, 0, 0], atol=0.02)  # East is right.
     assert np.allclose(picture[24, 20], [0, 1, 0], atol=0.02) and np.allclose(picture[2, 2], 1, atol=0.02)
     assert len(list((tmp_path / "orbit").glob("*.png"))) == 2
+
+
+def test_the_page_paints_a_map(place):
+    """From 16 m above the middle, straight down: green on the left, red on the right."""
+    found, camera = load_place(place), SimpleNamespace(fov=1.0, aspect=1.0)
+    painter = _Painter(SimpleNamespace(camera=camera), found.viewer(), 32, SimpleNamespace(value="colour"), found.tour)
+    camera.position, camera.wxyz = (0.0, 0.0, 0.5), quaternion_of(torch.diag(torch.tensor([1.0, -1.0, -1.0])))
+    picture = painter._paint(1)
+    assert picture.shape == (32, 32, 3)
+    assert picture[16, 8].tolist() == [0, 255, 0] and picture[16, 24].tolist() == [255, 0, 0]
 
 
 def command(*words):
