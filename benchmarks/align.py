@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fednerf import save_chart
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -41,7 +40,7 @@ from fedfields.mapping.register import Search, register, surface_of
 from fedfields.mapping.rigid import about, apart
 from fedfields.rendering.marching import Marching
 from fedfields.rendering.rays import Rays
-from fedfields.report.figures import Line, over_rounds
+from fedfields.report.figures import Line, over_rounds, save_chart
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.town import Town
 from fedfields.scenes.views import Photo, RaySignal
