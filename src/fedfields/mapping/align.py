@@ -74,8 +74,9 @@ class Alignment:
     final: float = 5e-5
     """Step size at last."""
 
-    confidence: float = 0.5
-    """Least confidence (see `Aligned`) of a contribution that is accepted."""
+    confidence: float = 0.26
+    """Least confidence (see `Aligned`) of a contribution that is accepted: on small fields of the town (docs/map.md) it
+    refused none of 31 good ones and took 6 of 49 bad ones. Sharp fields agree better: ask for more of them."""
 
     overlap: float = 0.2
     """Least share of its rays that see something in the map, too."""

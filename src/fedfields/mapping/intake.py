@@ -238,6 +238,9 @@ class Queue:
         path = self._root / "journal.jsonl"
         with opened(self._root / "journal.lock") as file:
             lock(file, shared=False)
+            said = {(old.digest, old.version) for old in self.journal()} if note.version else set()
+            if (note.digest, note.version) in said:
+                return  # By a process that was killed before it could take the file away.
             append_line(path, ("" if _ends_whole(path) else "\n") + json.dumps(note._asdict()))
 
 
