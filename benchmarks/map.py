@@ -1,18 +1,18 @@
 """The large-scale map: what a merge costs beside the memory bandwidth of the same run, and as the map grows.
 
-    python benchmarks/map.py [--quick] [--json] [--threads N]
+    python benchmarks/map.py [--quick] [--json]
 
 "merge in memory" is eq. 4 on bricks that the map has; its share is that of an in-place ``lerp`` by torch over as many
 numbers, in GB/s of two arrays read and one written. "merge on disk" has everything: reading tiles, mixing, rounding,
 checksums, writing, and waiting for the disk. Then a contribution to one tile is merged into maps of 1, 10, 100 and 1000
 tiles, a block of ground, and the map is opened and that tile read: neither may depend on the size of the map. Medians;
-of merges in memory of the process's time, of what the disk takes part in of the wall's.
+of merges in memory of the process's time, of what the disk takes part in of the wall's. What rays see of a map, beside
+torch's sampler and the memory, is in `map_render.py` and a part of this, too. One thread.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from map_render import rendering_rows
 
 from fedfields.mapping.commits import merge
 from fedfields.mapping.merge import Contribution, blank, merged
@@ -118,19 +119,21 @@ def growth_rows(quick: bool) -> list[dict]:
     return rows
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="What the large-scale map costs.")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less than a minute")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    for rows in (memory_rows, disk_rows, growth_rows):
-        for row in rows(options.quick):
-            told = {key: value for key, value in row.items() if key != "row"}
-            line = "  ".join(f"{key} {value:,.4g}" for key, value in told.items())
-            print(json.dumps(row) if options.json else f"{row['row']:24} {line}", flush=True)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = {"memory": memory_rows, "disk": disk_rows, "growth": growth_rows, "rendering": rendering_rows}
+    found = {name: rows(options.quick) for name, rows in parts.items()}
+    if options.json:
+        print(json.dumps(found))
+        return
+    for row in (row for rows in found.values() for row in rows):
+        told = {key: value for key, value in row.items() if key != "row"}
+        print(f"{row['row']:24} " + "  ".join(f"{key} {value:,.4g}" for key, value in told.items()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

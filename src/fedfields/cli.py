@@ -256,7 +256,7 @@ def _adapt(arguments: list[str]) -> int:
 def _audit(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 1:
-        raise UserError(f"fedfields audit needs one RUN or MAP, found {len(words)}")
+        raise UserError(f"fedfields audit needs one RUN, found {len(words)}")
     from fedfields.effort import AuditSettings
 
     about = "Attack the uploads that a run kept (rounds with an evaluation) and write audit.json, pictures, report."
@@ -420,7 +420,7 @@ def _view(arguments: list[str]) -> int:
 def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[Path, Flags]:
     words, flags = _split(arguments, switches)
     if "--help" not in flags and len(words) != 1:
-        raise UserError(f"fedfields {command} needs one RUN, found {len(words)}")
+        raise UserError(f"fedfields {command} needs one RUN or MAP, found {len(words)}")
     return Path(words[0] if words else "."), flags
 
 

@@ -201,8 +201,8 @@ def test_a_crash_after_the_merge_makes_no_duplicate(tmp_path, monkeypatch, lost)
         if "write" in lost:
             patch.setattr(Queue, "_write", lambda self, note: None)
         assert queue._settle(queue.waiting()[0], Rules(), None).state == "merged"
-    assert queue.work(Rules()) == 1
-    assert {note.state for note in queue.journal()} == {"merged"} and queue.store.head == 1
+    assert queue.work(Rules()) == 1 and queue.waiting() == []
+    assert [note.state for note in queue.journal()] == ["merged"] and queue.store.head == 1
 
 
 def test_a_stale_one_is_refused(tmp_path):
@@ -252,13 +252,11 @@ def serve(path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_workers_that_are_killed_at_any_moment_lose_nothing_and_merge_nothing_twice(tmp_path, seed):
-    """Three processes are killed time and again; in the end the map is that of its contributions, one after another."""
+    """One of three processes is killed after each contribution; in the end the map is that of all, in some order."""
     queue, given = queue_of(tmp_path, keep=16), [random_contribution(i, spread=4) for i in range(12)]
+    chance, fork, workers = random.Random(seed), multiprocessing.get_context("fork"), []
     for one in given:
         queue.put(contribution_as_bytes(one))
-    chance, fork, workers, kills = random.Random(seed), multiprocessing.get_context("fork"), [], 0
-    end = time.monotonic() + 120
-    while queue.waiting() and time.monotonic() < end:
         while len(workers) < 3:
             workers.append(fork.Process(target=serve, args=(tmp_path / "map",)))
             workers[-1].start()
@@ -266,13 +264,12 @@ def test_workers_that_are_killed_at_any_moment_lose_nothing_and_merge_nothing_tw
         victim = workers.pop(chance.randrange(3))
         os.kill(victim.pid, signal.SIGKILL)
         victim.join()
-        kills += 1
     for worker in workers:
         worker.kill()
         worker.join()
     queue.work(Rules())
     merged = sorted((note for note in queue.journal() if note.state == "merged"), key=lambda note: note.version)
-    assert kills > 3 and queue.waiting() == []
+    assert queue.waiting() == []
     assert sorted(note.name for note in merged) == sorted(one.name for one in given)
     assert [note.version for note in merged] == list(range(1, 13))
     by_name = {one.name: one for one in given}

@@ -179,7 +179,7 @@ def test_a_start_that_is_no_good_is_one_clear_line(capture, tmp_path):
 
 def test_a_warm_up_that_diverges_is_one_clear_line(capture, tmp_path):
     local = Local(steps=10, lr=1e30, clip=0.0)
-    with pytest.raises(UserError, match="training of public diverged"):
+    with pytest.raises(UserError, match="the warm-up diverged"):
         run(experiment(capture, data=Scene(capture, public=2), warm_up=30, local=local), tmp_path / "run")
 
 

@@ -176,7 +176,7 @@ class Queue:
 
     def _settle(self, path: Path, rules: Rules, find: Align | None) -> Note:
         """Merges or refuses a file, unless it has to wait, and says so in the journal."""
-        began, digest, head = time.monotonic(), path.stem, self.store.head
+        began, digest, head, before = time.monotonic(), path.stem, self.store.head, 0
         note = Note(digest, "refused", size=path.stat().st_size)
         try:
             content = read_file(path, LARGEST)
@@ -184,8 +184,8 @@ class Queue:
                 raise Refused(f"{path.name} is not what its name says; put it into the queue again")
             sent = sent_from_bytes(content)
             note = note._replace(name=sent.name)
-            version = self._merged(sent.name, path) or self._merge(sent, digest, rules, find)
-            note = note._replace(state="merged", version=version)
+            before = self._merged(sent.name, path)
+            note = note._replace(state="merged", version=before or self._merge(sent, digest, rules, find))
         except Gone:  # Others have merged so much meanwhile that the version is forgotten.
             note = note._replace(state="waiting", why="the map has changed meanwhile")
             head = -1
@@ -198,7 +198,8 @@ class Queue:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         note = note._replace(seconds=time.monotonic() - began, at=time.time())
-        if note.state != "waiting" or path.name not in self._looked:
+        said = before and any((old.digest, old.version) == (digest, before) for old in self.journal())
+        if not said and (note.state != "waiting" or path.name not in self._looked):
             self._write(note)
         if note.state == "waiting":
             self._looked[path.name] = head
@@ -238,9 +239,6 @@ class Queue:
         path = self._root / "journal.jsonl"
         with opened(self._root / "journal.lock") as file:
             lock(file, shared=False)
-            said = {(old.digest, old.version) for old in self.journal()} if note.version else set()
-            if (note.digest, note.version) in said:
-                return  # By a process that was killed before it could take the file away.
             append_line(path, ("" if _ends_whole(path) else "\n") + json.dumps(note._asdict()))
 
 

@@ -96,7 +96,8 @@ def train_field(
     client = Client(name, (Task(signal, signal, name),))
     loss = MarchedLoss(training.field, training.rays)
     start = training.field.init(generator(seed, "init", name))
-    params, memory = trained_alone(training.method, client, loss, start, training.steps, seed=seed, advance=advance)
+    what, steps = f"training of {name}", training.steps
+    params, memory = trained_alone(what, training.method, client, loss, start, steps, seed=seed, advance=advance)
     return params, memory.get("own", {})
 
 

@@ -16,7 +16,7 @@ from fedfields.errors import UserError
 from fedfields.fields.hashgrid import harmonics
 from fedfields.mapping.render import MapRays, render, stream, volume
 from fedfields.mapping.store import View, open_map
-from fedfields.mapping.voxels import HARMONICS, Bricks, centres
+from fedfields.mapping.voxels import HARMONICS, Bricks, centres, joined
 from fedfields.rendering.cameras import Camera
 from fedfields.rendering.marching import Marched
 from fedfields.rendering.rays import Rays
@@ -40,10 +40,11 @@ class MapViewer:
     def __init__(self, view: View, frame: Frame, rays: MapRays | None = None, budget: int = BUDGET) -> None:
         voxel = view.map.settings.voxel
         settings = rays or MapRays(step=voxel / 2)
-        if _fits(view, budget):
-            self._see = partial(render, volume(view.area(), voxel), settings=settings)
-        else:
+        whole = _whole(view, budget)
+        if whole is None:
             self._see = partial(stream, view, voxel, settings=settings, budget=budget)
+        else:
+            self._see = partial(render, volume(whole, voxel), settings=settings)
         self._frame = frame
 
     def __call__(self, rays: Rays) -> Marched:
@@ -149,11 +150,12 @@ def _colours(bricks: Bricks, which: NDArray[np.bool_]) -> NDArray[np.float32]:
     return (sh @ six.T).sigmoid().mean(2).numpy()
 
 
-def _fits(view: View, budget: int) -> bool:
-    """Whether the bricks of a map need at most so many bytes."""
-    count = 0
+def _whole(view: View, budget: int) -> Bricks | None:
+    """All bricks of a map; None if they need more than so many bytes."""
+    parts, count = [], 0
     for tile in view.tiles():
-        count += len(view.bricks(tile).coords)
+        parts.append(view.bricks(tile))
+        count += len(parts[-1].coords)
         if count * BYTES > budget:
-            return False
-    return True
+            return None
+    return joined(parts)

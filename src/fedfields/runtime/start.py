@@ -95,10 +95,12 @@ def _warm_up(experiment: Experiment, public: Client, loss: Loss, params: Params,
     local = dataclasses.replace(experiment.local, final=1.0)
     method = Method(experiment.objective, local)
     told = functools.partial(advance, "warm-up")
-    return trained_alone(method, public, loss, params, experiment.warm_up, seed=experiment.seed, advance=told)[0]
+    what, steps = "the warm-up", experiment.warm_up
+    return trained_alone(what, method, public, loss, params, steps, seed=experiment.seed, advance=told)[0]
 
 
 def trained_alone(
+    what: str,
     method: Method,
     client: Client,
     loss: Loss,
@@ -113,7 +115,7 @@ def trained_alone(
     One optimiser all the way. The method's strategy and protections are left out: nothing is sent.
 
     Raises:
-        UserError: the weights are not finite any more.
+        UserError: ``what`` this is has diverged; the weights are not finite any more.
     """
     local, strategy = dataclasses.replace(method.local, per_task=False, keep_state=True), FedAvg()
     memory = Memory()
@@ -126,7 +128,7 @@ def trained_alone(
             reply = visit(part, client, loss, received, memory, seed=seed, round=number, progress=done / steps)
             params, memory = strategy.uploaded(params, reply.report, reply.steps), reply.memory
     if not all(bool(torch.isfinite(leaf).all()) for leaf in params.values()):
-        raise UserError(f"training of {client.name} diverged: its weights are not finite any more; lower local.lr")
+        raise UserError(f"{what} diverged: its weights are not finite any more; lower the step size (lr)")
     return params, memory
 
 
