@@ -125,6 +125,27 @@ class Field(Protocol):
     def __call__(self, params: Params, inputs: Tensor) -> Tensor: ...
 
 
+Noise = Callable[[str, "Tensor"], "Tensor"]
+"""What is done to the hidden activations ``[B, C, ...]`` of a model's layer of this name: the same, perturbed."""
+
+
+class Model(Protocol):
+    """Samples ``[B, *inputs]`` to ``[B, ..., outputs]``, as a pure, twice differentiable function of its weights."""
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Channels C of the activations of each hidden layer, by its name."""
+        ...
+
+    def init(self, inputs: tuple[int, ...], outputs: int, generator: Generator) -> Params:
+        """First weights, for samples of the shape ``inputs``."""
+        ...
+
+    def __call__(self, params: Params, x: Tensor, noise: Noise = ...) -> Tensor:
+        """The outputs; ``noise`` is called once on each hidden layer's activations."""
+        ...
+
+
 Memory = dict[str, Params]
 """What a client keeps between visits (control variates, optimiser state): goes in and out explicitly."""
 
