@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedfields import tree
 from fedfields.lazy import torch
+from fedfields.objectives import metaleaves
 from fedfields.objectives.base import draw, gradient
 from fedfields.optim import Adam, Sgd
 from fedfields.types import Loss, Params, Signal, Task
@@ -53,22 +54,37 @@ class Adaptation:
 def adapting(
     params: Params, support: Signal, loss: Loss, settings: Adaptation, generator: Generator
 ) -> Iterator[tuple[int, Params]]:
-    """Yields ``(step, weights)`` at each checkpoint while ``params`` are fitted to ``support``."""
+    """Yields ``(step, weights)`` at each checkpoint while ``params`` are fitted to ``support``.
+
+    Meta leaves stay as they are: step sizes take the place of ``settings.lr``, and learned noise is put on hidden
+    layers while the weights are fitted (Lee et al., ICLR 2020), never where they are judged.
+
+    Raises:
+        ValueError: the support has too few samples to be cut, or learned step sizes meet Adam, which knows no size.
+    """
     if settings.fraction < 1:
         few = getattr(support, "few", None)
         if few is None:
             raise ValueError(f"{type(support).__name__} cannot be cut to a fraction of its samples")
         support = few(settings.fraction, generator)
     wanted = set(settings.checkpoints())
-    state = settings.optimizer.init(params)
+    weights, meta = tree.parted(tree.detach(params))
+    rates = any(key.startswith(metaleaves.RATE) for key in meta)
+    if rates and not isinstance(settings.optimizer, Sgd):
+        raise ValueError("these weights have learned step sizes, which are for SGD; adapt with adapt-optimizer:sgd")
+    state = settings.optimizer.init(weights)
     for step in range(settings.steps + 1):
         if step in wanted:
-            yield step, tree.detach(params)
+            yield step, weights | meta
         if step < settings.steps:
             batch = draw(support, settings.batch, generator)
-            grads, _ = gradient(loss, tree.leaves_of(params), batch)
+            here = metaleaves.perturbed(loss, 0.0, meta, generator)
+            grads, _ = gradient(here, tree.leaves_of(weights), batch)
             with torch.no_grad():
-                params, state = settings.optimizer.step(params, tree.clip(grads, settings.clip), state, settings.lr)
+                grads = tree.clip(grads, settings.clip)
+                if rates:
+                    grads = {key: grad * metaleaves.rate(key, settings.lr, meta) for key, grad in grads.items()}
+                weights, state = settings.optimizer.step(weights, grads, state, 1.0 if rates else settings.lr)
 
 
 def adapt(params: Params, task: Task, loss: Loss, settings: Adaptation, generator: Generator) -> Params:

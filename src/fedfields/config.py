@@ -13,7 +13,18 @@ from fedfields.adaptation import Adaptation
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method
 from fedfields.fields import CoarseFine, FourierMlp, HashGrid, LowRank, Nerf, Personal, SimpleNerf, Siren
-from fedfields.objectives import Antithetic, Fit, Inner, Maml, MeNF, Objective, Projected, Proximal, Reptile
+from fedfields.objectives import (
+    Antithetic,
+    Fit,
+    HessianFree,
+    Inner,
+    Maml,
+    MeNF,
+    Objective,
+    Projected,
+    Proximal,
+    Reptile,
+)
 from fedfields.optim import Adam, Sgd
 from fedfields.privacy import AdaptiveNoise, CentralNoise, DistributedNoise, Noise, SecAgg, Surrogate, Transform
 from fedfields.rendering.marching import Marching
@@ -174,6 +185,8 @@ OBJECTIVES: dict[str, Objective] = {
     "fit": Fit(batch=1024),
     "maml": _MAML,
     "fomaml": _FOMAML,
+    "meta-sgd": Maml(dataclasses.replace(_INNER, learn_rates=True), outer_batch=1024),
+    "hessian-free": HessianFree(_INNER, outer_batch=1024),
     "reptile": Reptile(_INNER),
     "menf": MeNF(_MAML),
     "meta-nsgd": Reptile(dataclasses.replace(_INNER, steps=20, proximal=0.4), scale=0.4),
@@ -514,7 +527,7 @@ CLASSES: dict[str, type] = {
     for cls in (
         *(Experiment, Data, Scene, Monument, Town, Objects, Local, Adaptation, Inner, Sgd, Adam),
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Personal, Marching, RenderSettings),
-        *(Fit, Maml, Reptile, MeNF, Proximal, Projected, Antithetic),
+        *(Fit, Maml, HessianFree, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Learned, Robust),
         *(Noise, CentralNoise, AdaptiveNoise, DistributedNoise, SecAgg, Surrogate),
     )

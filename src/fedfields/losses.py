@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedfields import tree
 from fedfields.fields.personal import TRANSIENT, Joint, Parts, of_owner, together
 from fedfields.lazy import torch
+from fedfields.models.layers import keep
 from fedfields.rendering.compositing import Rendered
 from fedfields.rendering.marching import Marched, Marching, along, march_rays, view_rays
 from fedfields.rendering.rays import RadianceField, Rays, RenderSettings, in_chunks, march, render_pair
-from fedfields.types import Batch, Client, Params, Task, Visible, VisibleLoss
+from fedfields.types import Batch, Client, Model, Noise, Params, Task, Visible, VisibleLoss
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -253,22 +254,96 @@ def _in_its_light(params: Params, rays: Rays) -> Rays:
 
 
 @dataclass(frozen=True)
+class ModelLoss:
+    """Cross entropy or mean squared error of a model (`fedfields.models`), over everything in the batch."""
+
+    model: Model
+
+    kind: Literal["classes", "numbers"] = "classes"
+    """What is predicted: classes, of which the targets ``[B, ...]`` are the numbers (int64) and the outputs
+    ``[B, ..., classes]`` the logits; or numbers, targets as large as the outputs. Classes of -100 do not count."""
+
+    noise: Noise = keep
+    """What is done to the activations of each hidden layer; nothing but in an inner loop that asks for it."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        outputs, targets = self.predict(params, batch.inputs), batch.targets
+        wanted = outputs.shape[:-1] if self.kind == "classes" else outputs.shape
+        if targets.shape != wanted:  # Otherwise they would be broadcast.
+            raise ValueError(f"the targets are {list(targets.shape)}, and the model's outputs ask for {list(wanted)}")
+        if self.kind == "classes":
+            return torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        return (outputs - targets).square().mean()
+
+    def predict(self, params: Params, inputs: Tensor) -> Tensor:
+        """The model's outputs ``[B, ..., outputs]``."""
+        return self.model(params, inputs, self.noise)
+
+    def noisy(self, noise: Noise) -> ModelLoss:
+        """The loss with this noise in every hidden layer."""
+        return dataclasses.replace(self, noise=noise)
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Channels of each hidden layer, by its name."""
+        return self.model.widths
+
+
+@dataclass(frozen=True)
 class ModuleLoss:
     """Any ``torch.nn.Module`` with any criterion ``(outputs, targets) -> scalar``.
 
-    ``params_of(module)`` gives the weights to start from. Modules with buffers that change in the forward pass
-    (batch normalisation in training mode) have state that is not in ``params``; use group or layer norm instead.
+    ``params_of(module)`` gives the weights to start from. The module is called as in evaluation, so that its outputs
+    depend on weights and inputs alone: dropout layers are off, except in inner loops that ask for dropout, and batch
+    normalisation uses its running statistics and never updates them, or those of the batch if it tracks none. Group or
+    layer norm are safer.
     """
 
     module: Module
     criterion: Callable[[Tensor, Tensor], Tensor]
+    noise: Noise | None = None
+    """What takes the place of the module's dropout layers; without it they do nothing."""
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         return self.criterion(self.predict(params, batch.inputs), batch.targets)
 
     def predict(self, params: Params, inputs: Tensor) -> Tensor:
         """The module's outputs with ``params`` in place of its own."""
-        return torch.func.functional_call(self.module, params, (inputs,))
+        training = [module for module in self.module.modules() if module.training]
+        hooks = []
+        if self.noise is not None:
+            for name, module in self._dropouts().items():
+                hooks.append(module.register_forward_hook(partial(_noised, self.noise, name)))
+        try:
+            for module in training:
+                module.training = False
+            weights, _ = tree.parted(params)
+            return torch.func.functional_call(self.module, weights, (inputs,))
+        finally:
+            for module in training:
+                module.training = True
+            for hook in hooks:
+                hook.remove()
+
+    def noisy(self, noise: Noise) -> ModuleLoss:
+        """The loss with this noise where the module has dropout layers; how much they drop is up to the noise.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if not self._dropouts():
+            name = type(self.module).__name__
+            raise ValueError(f"{name} has no dropout layer; put nn.Dropout where noise is to be, or ask for none")
+        return dataclasses.replace(self, noise=noise)
+
+    def _dropouts(self) -> dict[str, Module]:
+        kind = torch.nn.modules.dropout._DropoutNd
+        return {name: module for name, module in self.module.named_modules() if isinstance(module, kind)}
+
+
+def _noised(noise: Noise, name: str, layer: Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """What a dropout layer gives on instead of its output, as torch's forward hooks have it."""
+    return noise(name, output)
 
 
 def render(loss: VisibleLoss, params: Params, signal: Visible) -> Tensor:

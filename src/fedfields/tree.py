@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from fedfields.lazy import torch
-from fedfields.types import Params
+from fedfields.types import META, Params
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 def only(tree: Params, like: Params) -> Params:
     """The leaves of ``tree`` whose names ``like`` has, in its order."""
     return {key: tree[key] for key in like}
+
+
+def parted(tree: Params) -> tuple[Params, Params]:
+    """The leaves of the model, and the meta leaves, which only the outer loop trains."""
+    meta = {key: leaf for key, leaf in tree.items() if key.startswith(META)}
+    return {key: leaf for key, leaf in tree.items() if key not in meta}, meta
 
 
 def tree_map(function: Callable[..., Tensor], tree: Params, *others: Params) -> Params:

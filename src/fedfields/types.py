@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Params = dict[str, "Tensor"]
 """Named weights: the only thing that travels."""
 
+META = "meta."
+"""Before the names of meta leaves: weights that travel like all others, and that no adaptation moves. Objectives learn
+them (step sizes, noise); models never see them."""
+
 Report = dict[str, Params]
 """What a client sends: named trees whose sum over the cohort is all that a server needs."""
 

@@ -30,7 +30,7 @@ class ConvNet:
     """Number of blocks; each halves height and width."""
 
     groups: int = 4
-    """Groups of channels, each normalised by itself in each sample; 1 is layer norm, as many as filters instance norm."""
+    """Groups of channels, each normalised by itself in each sample; 1 is layer norm, one a filter instance norm."""
 
     def __post_init__(self) -> None:
         positive("a ConvNet", filters=self.filters, blocks=self.blocks, groups=self.groups)

@@ -220,7 +220,7 @@ def train(
         method: objective, local training, strategy, privacy.
         clients: the owners; each needs at least one training task.
         loss: ``(params, batch) -> scalar``.
-        params: where to start.
+        params: where to start; meta leaves that the objective learns and that are missing are added.
         rounds: R.
         cohort: M clients in each round, sampled without replacement, or their expected number with ``poisson``.
         seed: of everything random.
@@ -235,7 +235,7 @@ def train(
     """
     settings = Settings(rounds, cohort, seed, weights, poisson=poisson, secret=secret)
     context = Context(method, tuple(clients), loss)
-    state = start_server(method.strategy, params)
+    state = start_server(method.strategy, method.objective.leaves(params, loss) | params)
     with Pool(context, workers, ahead=rounds * cohort) as pool:
         for step in run_rounds(context, settings, state, {}, pool):
             state = step.state
