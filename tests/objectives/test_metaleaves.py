@@ -277,6 +277,12 @@ def test_what_is_not_differentiated_cannot_learn(make, what):
         make(Inner(**{what: True}))
 
 
+@pytest.mark.parametrize("what", ["learn_rates", "learn_noise"])
+def test_weights_without_the_leaves_that_are_to_be_learned_are_refused(what):
+    with pytest.raises(ValueError, match="there are no meta"):
+        Maml(Inner(**{what: True})).estimate(params_of(), task_of(), LOSS, visit_of(params_of()))
+
+
 def test_what_travels_is_the_meta_gradient():
     """FedMeta: with one step of SGD, rate 1 and no clip, the report is the gradient at what was received."""
     objective = OBJECTIVES["rates"]
