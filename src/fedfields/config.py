@@ -472,7 +472,7 @@ _preset(
 _preset(
     "fedreptile",
     "samples: FedAvg with many local steps is Reptile (Jiang et al. 2019); the server's step falls from 1 to 0",
-    **_MODELS | {"local": Local(steps=16, lr=0.05, clip=0.0), "strategy": FedAvg()},
+    **_MODELS | {"local": Local(steps=16, lr=0.05, clip=0.0), "strategy": FedAvg(final=0.01)},
 )
 _preset(
     "per-fedavg",
