@@ -1,7 +1,9 @@
 """Runs on samples: classifiers and regressors, with everything that pictures have."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from fedfields.models import Mlp
 from fedfields.objectives import Fit, Inner, Maml
 from fedfields.report import write_report
 from fedfields.runtime.pool import Pool
-from fedfields.runtime.run import Interrupted, run
+from fedfields.runtime.run import Interrupted, load_experiment, run
 from fedfields.runtime.samples import deciding, scored, set_up_samples
 from fedfields.strategies import FedOpt
+from tests.runtime.deployment import federation
 
 
 def lines(folder):
@@ -182,3 +185,48 @@ def test_what_does_not_go_together_is_one_line(words, says, tmp_path, capsys):
         main([*words, "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and says in said and said.count("\n") == 1, said
+
+
+def test_owners_of_rows_weigh_themselves_and_tell_nobody_how_many_they_have(tmp_path):
+    """Three real owners with 10, 20 and 40 rows: the model of a simulation with these weights, and no count sent."""
+    words = [
+        "--data.shape",
+        "2",
+        "--data.outputs",
+        "3",
+        "--data.kind",
+        "classes",
+        "--data.support",
+        "0.5",
+        "--data.largest",
+        "16",
+    ]
+    place = federation(tmp_path, "anna bert cleo", "fedmeta-fomaml", plain=True)
+    text = 'preset = "fedmeta-fomaml"\nparts = ["data:samples", "privacy:sec-agg"]\nrounds = 2\npatience = 0\n'
+    text += 'weighting = "size"\n[data]\nshape = "2"\noutputs = 3\nkind = "classes"\nsupport = 0.5\nlargest = 16\n'
+    (tmp_path / "experiment.toml").write_text(text)
+    for i, name in enumerate(place.names):
+        random = np.random.default_rng(i)
+        count = 10 * 2**i
+        folder = place.folder / "data" / name
+        shutil.rmtree(folder)
+        folder.mkdir()
+        np.savez(folder / "rows.npz", x=random.normal(size=(count, 2)), y=random.integers(0, 3, count))
+    server = place.serve()
+    owners = [place.join(name) for name in place.names]
+    assert server.end() == 0, server.said
+    assert [owner.end() for owner in owners] == [0] * 3, [owner.said for owner in owners]
+    for i, name in enumerate(place.names):
+        shutil.copy(place.folder / "data" / name / "rows.npz", tmp_path / f"{name}.npz")
+        assert b"size" not in (place.out(name) / "sent.jsonl").read_bytes(), i
+    (tmp_path / "all").mkdir()
+    for name in place.names:
+        (tmp_path / f"{name}.npz").rename(tmp_path / "all" / f"{name}.npz")
+    where = ["--data", tmp_path / "all", "--data.unseen", 0, "--data.validation", 0, "--workers", 1]
+    with contextlib.suppress(SystemExit):
+        main([str(w) for w in ("run", tmp_path / "experiment.toml", *where, "--out", tmp_path / "sim", "--no-report")])
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "sim"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    weights = [min(1.0, rows / 2 / 16) for rows in (10, 20, 40)]
+    setup = set_up_samples(load_experiment(tmp_path / "sim"))
+    assert setup.settings.weights == weights

@@ -63,6 +63,11 @@ def _bare_samples(experiment: Experiment) -> Bare:
             "owners must know what they share: say --data.kind text, or --data.shape (such as 64 or 1x28x28), "
             "--data.kind classes or numbers, and --data.outputs"
         )
+    if experiment.weighting == "size" and not data.largest:
+        raise UserError(
+            "owners weigh themselves and tell nobody how many rows they have: say with --data.largest how many query "
+            "rows count as a whole client"
+        )
     shape, outputs, kind = form
     loss = sample_loss(experiment, kind)
     return Bare(loss, start_params(experiment, loss, shape, outputs))
@@ -127,6 +132,11 @@ class RemoteSetup(NamedTuple):
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
         """There is nothing to compare with."""
+
+
+def tells_size(experiment: Experiment) -> bool:
+    """Whether owners tell the server how much they have; those of samples weigh themselves instead."""
+    return experiment.weighting == "size" and not isinstance(experiment.data, Samples)
 
 
 def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[float] | None) -> RemoteSetup:
