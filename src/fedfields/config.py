@@ -10,9 +10,11 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedfields.adaptation import Adaptation
+from fedfields.datasets import Samples, Sinusoids
 from fedfields.errors import UserError
 from fedfields.federation import Local, Method
 from fedfields.fields import CoarseFine, FourierMlp, HashGrid, LowRank, Nerf, Personal, SimpleNerf, Siren
+from fedfields.models import ConvNet, Mlp, Recurrent
 from fedfields.objectives import (
     Antithetic,
     Fit,
@@ -52,13 +54,13 @@ from fedfields.strategies import (
 class Experiment:
     """Everything that decides the result of a run."""
 
-    data: Data | Scene | Objects | Monument | Town = dataclasses.field(default_factory=Data)
-    """Whose pictures, of which place, or of which objects, and who owns which."""
+    data: Data | Scene | Objects | Monument | Town | Samples | Sinusoids = dataclasses.field(default_factory=Data)
+    """Whose pictures, of which place, or of which objects, and who owns which; or samples of any kind."""
 
-    field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf = dataclasses.field(
-        default_factory=lambda: Siren(width=64, depth=3)
+    field: Siren | FourierMlp | HashGrid | CoarseFine | Nerf | SimpleNerf | Mlp | ConvNet | Recurrent = (
+        dataclasses.field(default_factory=lambda: Siren(width=64, depth=3))
     )
-    """The network that stands for a picture or a place."""
+    """The network that stands for a picture or a place, or the model of samples."""
 
     rays: Marching | RenderSettings = dataclasses.field(default_factory=Marching)
     """How the field of a place or object is rendered; pictures have no use for it."""
@@ -134,6 +136,10 @@ class Experiment:
     """Where noise comes from: the seed, so that the run can be repeated, and whoever knows the seed can take the noise
     away; or the operating system's entropy, for weights that are given away: cohorts are drawn from it, too."""
 
+    patience: int = 0
+    """Runs on samples: training ends when so many evaluations in a row are no better for the validation clients after
+    adaptation, and the best weights so far are the result; 0 trains to the end."""
+
     delta: float | None = None
     """Delta of the differential privacy that noise gives; by default N^-1.1 for N training clients, at most 0.1."""
 
@@ -146,6 +152,7 @@ class Experiment:
             ("workers", 0),
             ("warm_up", 0),
             ("max_norm", 0),
+            ("patience", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
@@ -253,6 +260,8 @@ RADIANCE_FIELDS: dict[str, HashGrid | CoarseFine | Nerf | SimpleNerf] = {
     "simple-nerf": SimpleNerf(),
 }
 
+MODELS: dict[str, Mlp | ConvNet | Recurrent] = {"mlp": Mlp(), "conv-net": ConvNet(), "recurrent": Recurrent()}
+
 RAYS: dict[str, Marching | RenderSettings] = {"marched": Marching(), "dense": RenderSettings()}
 
 OPTIMIZERS: dict[str, Sgd | Adam] = {"sgd": Sgd(), "momentum": Sgd(momentum=0.9), "adam": Adam()}
@@ -261,17 +270,19 @@ COMPRESSION: dict[str, LowRank] = {"low-rank": LowRank()}
 
 PERSONAL: dict[str, Personal] = {"own-field": Personal()}
 
-DATA: dict[str, PlaceData] = {
+DATA: dict[str, PlaceData | Samples | Sinusoids] = {
     "monument": Monument(),
     "town": Town(),
     "capture": Scene(clients=20, partition="separate"),
+    "samples": Samples(),
+    "sinusoids": Sinusoids(),
 }
 
 AXES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,
     "strategy": STRATEGIES,
     "privacy": PRIVACY,
-    "field": FIELDS | RADIANCE_FIELDS,
+    "field": FIELDS | RADIANCE_FIELDS | MODELS,
     "rays": RAYS,
     "local-optimizer": OPTIMIZERS,
     "adapt-optimizer": OPTIMIZERS,
@@ -439,6 +450,52 @@ _preset(
     **_ONE_CLIENT | {"data": Monument(sharing="alone"), "personal": None},
 )
 
+# Samples: all of these take inner steps and steps of adaptation of the same size: they differ in the method alone.
+_STEP = Inner(steps=1, lr=0.1, batch=0, clip=0.0)
+_STEPS = dataclasses.replace(_STEP, steps=3)
+_SAMPLES: dict[str, Any] = {
+    "data": Samples(),
+    "field": Mlp(width=64, depth=2),
+    "rounds": 300,
+    "cohort": 8,
+    "evaluate_every": 10,
+    "patience": 10,
+    "adaptation": Adaptation(steps=8, lr=0.1, batch=0, clip=0.0),
+}
+_MODELS: dict[str, Any] = _SAMPLES | {"objective": Fit(batch=16), "local": Local(steps=8, lr=0.05, clip=0.0)}
+_GRADIENTS: dict[str, Any] = _SAMPLES | {"local": Local(steps=1, lr=1.0, clip=0.0), "strategy": FedOpt("adam", lr=3e-3)}
+_preset(
+    "fedavg-tuned",
+    "samples: FedAvg, then fine-tuning at each client",
+    **_MODELS,
+)
+_preset(
+    "fedreptile",
+    "samples: FedAvg with many local steps is Reptile (Jiang et al. 2019); the server's step falls from 1 to 0",
+    **_MODELS | {"local": Local(steps=16, lr=0.05, clip=0.0), "strategy": FedAvg()},
+)
+_preset(
+    "per-fedavg",
+    "samples: Per-FedAvg (Fallah et al. 2020), first order: models travel, each step looks one step ahead",
+    **_MODELS | {"objective": Maml(_STEP, outer_batch=16, first_order=True)},
+)
+_preset(
+    "per-fedavg-hf",
+    "samples: Per-FedAvg, Hessian-free: second derivatives by differences of gradients",
+    **_MODELS | {"objective": HessianFree(_STEP, outer_batch=16)},
+)
+_preset(
+    "fedmeta-fomaml",
+    "samples: FedMeta (Chen et al. 2018) with FOMAML: meta-gradients travel, the server takes an Adam step",
+    **_GRADIENTS | {"objective": Maml(_STEPS, first_order=True)},
+)
+_preset("fedmeta-maml", "samples: FedMeta with MAML", **_GRADIENTS | {"objective": Maml(_STEPS)})
+_preset(
+    "fedmeta-sgd",
+    "samples: FedMeta with Meta-SGD: a learned step size for each weight travels, too",
+    **_GRADIENTS | {"objective": Maml(dataclasses.replace(_STEPS, learn_rates=True))},
+)
+
 _ADAM = Local(steps=2, lr=3e-3, optimizer=Adam())
 _OBJECTS: dict[str, Any] = {
     "data": Objects(),
@@ -538,7 +595,24 @@ def nearest(word: str, choices: Mapping[str, Any]) -> str:
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        *(Experiment, Data, Scene, Monument, Town, Objects, Local, Adaptation, Inner, Sgd, Adam),
+        *(
+            Experiment,
+            Data,
+            Scene,
+            Monument,
+            Town,
+            Objects,
+            Samples,
+            Sinusoids,
+            Mlp,
+            ConvNet,
+            Recurrent,
+            Local,
+            Adaptation,
+            Inner,
+            Sgd,
+            Adam,
+        ),
         *(Siren, FourierMlp, HashGrid, CoarseFine, Nerf, SimpleNerf, LowRank, Personal, Marching, RenderSettings),
         *(Fit, Maml, HessianFree, Reptile, MeNF, Proximal, Projected, Antithetic),
         *(FedAvg, FedNova, FedExp, FedAcg, FedOpt, Scaffold, Learned, Robust),

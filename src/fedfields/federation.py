@@ -283,7 +283,10 @@ def pick(tasks: Sequence[Task], random: Generator) -> Task:
 
 
 def realise(task: Task, random: Generator) -> Task:
-    """The task itself, or, if its signal is a source of random signals, a new one drawn from it."""
+    """The task itself, or, if its signal is a source of random signals or tasks, a new one drawn from it."""
+    episode = getattr(task.support, "episode", None)
+    if episode is not None:
+        return episode(random)
     make = getattr(task.support, "realise", None)
     if make is None:
         return task

@@ -54,7 +54,7 @@ def progress(name: str, rounds: int) -> Iterator[tuple[Callable[[dict, int], Non
             figures = f"loss {_number(record.get('loss'), 4)}"
             if record["dropped"]:
                 figures += f", dropped {len(record['dropped'])}"
-            if "psnr_p" in record or record.get("views"):
+            if "psnr_p" in record or record.get("views") or record.get("scores"):
                 bar.console.print(f"[dim]{escape(name)} round {record['round']}: {_evaluated(record)}[/]")
             bar.update(task, description=escape(name), completed=record["round"], total=total, figures=figures)
 
@@ -135,6 +135,9 @@ def _evaluated(record: Mapping[str, Any]) -> str:
         if content := record.get("content"):
             said += f"; people leak {_number(content['leak'], 2)} (worst {_number(content['leak_worst'], 2)})"
         return said
+    if scores := record.get("scores"):
+        name = next(iter(scores))
+        return _scored(name, scores[name])
     parts = [
         f"{group.replace('_', ' ')} {_number(list(curve.values())[-1])} dB after {list(curve)[-1]} steps"
         for group, curve in psnr.items()
@@ -144,6 +147,18 @@ def _evaluated(record: Mapping[str, Any]) -> str:
     if leak:
         parts.append(f"worst quick attack {_number(leak.get('worst'))} (floor {_number(floor.get('constant'))})")
     return ", ".join(parts)
+
+
+def _scored(name: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """A figure of samples before and after adaptation."""
+    found = []
+    for group, curve in groups.items():
+        steps = list(curve)
+        found.append(
+            f"{group.replace('_', ' ')} clients' {name} {_number(curve[steps[0]], 3)}, after {steps[-1]} steps "
+            f"{_number(curve[steps[-1]], 3)}"
+        )
+    return ", ".join(found)
 
 
 @contextmanager
@@ -164,6 +179,8 @@ def show_summary(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(summaries.values()))
     if first.get("views"):
         return _show_places(summaries)
+    if first.get("scores"):
+        return _show_samples(summaries)
     group = next((g for g in ("unseen", "held_out") if (first.get("psnr") or {}).get(g)), None)
     steps = _columns(first["psnr"][group]) if group else []
     table = Table(title="PSNR in dB after k steps, and what the server could recover", box=box.SIMPLE_HEAD)
@@ -219,6 +236,29 @@ def _show_places(summaries: Mapping[str, Mapping[str, Any]]) -> None:
             "mean over owners, and the worst of them.",
             style="dim",
         )
+
+
+def _show_samples(summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """One row for each run on samples: what clients that never took part get, by adaptation step."""
+    first = next(iter(summaries.values()))["scores"]
+    name = next(iter(first))
+    group = "unseen" if first[name].get("unseen") else next(iter(first[name]))
+    steps = list(first[name][group])
+    whose = "clients that never took part" if group == "unseen" else f"{group} clients"
+    table = Table(title=f"{name.capitalize()} of {whose} after k steps of adaptation", box=box.SIMPLE_HEAD)
+    table.add_column("run", no_wrap=True)
+    for step in steps:
+        table.add_column(f"k={step}", justify="right", no_wrap=True)
+    for heading in ("rounds", "kept", "MB up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run, one in summaries.items():
+        curve = ((one.get("scores") or {}).get(name) or {}).get(group) or {}
+        cost = [str(one.get("rounds")), str(one.get("best_round") or one.get("rounds"))]
+        figures = (_number(curve.get(step), 3) for step in steps)
+        table.add_row(escape(run), *figures, *cost, _number((one.get("bytes_up") or 0) / 1e6))
+    console.print(table)
+    better = "higher" if name == "accuracy" else "lower"
+    console.print(f"{better} is better; kept: the round whose weights are the result.", style="dim")
 
 
 def _columns(curve: Mapping[str, float]) -> list[str]:

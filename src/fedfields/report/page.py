@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from fedfields.report import charts, tables
+from fedfields.report import charts, samples, tables
 from fedfields.report.parts import named, section
 from fedfields.report.pictures import Pictures
 from fedfields.report.runs import Run, mapping, number
@@ -52,6 +52,17 @@ SERVED = {
     " no owner's update either: every owner's own sent.jsonl lists what left.",
 }
 
+SAMPLES = {
+    "Adaptation steps": "A client fits the shared model to its own support rows, without sending anything, and is"
+    " judged on its query rows, which it never fits.",
+    "Validation clients": "They never train. Their figures after adaptation decide when training stops and which"
+    " settings are chosen, so their own are a little flattering.",
+    "Clients that never took part": "Looked at once, at the end: what somebody who joins later can expect.",
+    "Accuracy": "Share of query rows whose class is named rightly, mean over clients. One divided by the number of"
+    " classes is chance.",
+    "Error": "Mean squared error of the numbers, in their own units squared.",
+}
+
 ALWAYS = ("PSNR, in decibels", "Epsilon", "How sure")
 """Terms of `GUIDE` that runs on places need, too."""
 
@@ -66,6 +77,7 @@ def page(runs: Sequence[Run]) -> str:
         _notices(runs, steps[0]),
         tables.side_by_side(runs, steps) if several else "",
         charts.places(runs),
+        samples.samples(runs),
         charts.tradeoff(runs, steps),
         pictures.section(runs),
         "" if several else tables.photographs(runs[0]) + tables.course(runs[0]),
@@ -141,6 +153,8 @@ def _guide(runs: Sequence[Run]) -> str:
     terms = {**GUIDE, **PLACES}
     if all(run.served for run in runs):
         terms = SERVED | {"Epsilon": GUIDE["Epsilon"]}
+    elif all(run.scored for run in runs):
+        terms = SAMPLES | {name: GUIDE[name] for name in ALWAYS if not name.startswith("PSNR")}
     elif all(run.place for run in runs):
         known = {*PLACES, *ALWAYS} | ({"Floor", "Worst attack"} if any(run.audited for run in runs) else set())
         terms = {term: text for term, text in terms.items() if term in known}

@@ -127,6 +127,32 @@ class Run:
         """Quality after ``steps``: of unseen owners, or else on held-out data."""
         return None if steps is None else self.by_steps(self.judged, metric).get(steps)
 
+    # Samples.
+
+    @cached_property
+    def scored(self) -> str:
+        """By what a run on samples is judged, "accuracy" or "error"; empty for other runs."""
+        return clean(next(iter(mapping(self.latest("scores"))), ""))
+
+    def scores(self, group: str) -> dict[int, float]:
+        """That figure by adaptation step, of "unseen" or "validation" clients."""
+        found = _by_number(mapping(mapping(self.latest("scores")).get(self.scored)).get(group)).items()
+        return {step: value for step, each in found if (value := number(each)) is not None}
+
+    @cached_property
+    def scored_on(self) -> str:
+        """Whose rows judge a run on samples."""
+        return "unseen" if self.scores("unseen") else "validation"
+
+    def score_curve(self, group: str) -> Curve:
+        """That figure after the last adaptation step, over rounds."""
+        found = []
+        for entry in self.rounds:
+            curve = _by_number(mapping(mapping(mapping(entry.get("scores")).get(self.scored)).get(group)))
+            if curve:
+                found.append((entry["round"], number(list(curve.values())[-1])))
+        return found
+
     # Places.
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedfields.report import samples
 from fedfields.report.parts import named, section, table
 from fedfields.report.runs import FLOORS, Attack, Run, items, mapping, number, rank
 from fedfields.report.text import db, duration, esc, operations, plural, size
@@ -30,6 +31,8 @@ def _key_figures(run: Run, steps: Steps) -> list[tuple[str, str, str]]:
     found = []
     if run.place:
         found += _place_figures(run)
+    elif run.scored:
+        found += samples.tiles(run)
     elif steps[0] is not None:
         found.append((f"After {plural(steps[0], 'step')}", f"{db(run.quality(steps[0]))} dB", _quality(run, steps)))
     if run.worst:
@@ -156,7 +159,9 @@ def _places_side_by_side(runs: Sequence[Run]) -> str:
 
 
 def side_by_side(runs: Sequence[Run], steps: Steps) -> str:
-    """The figures of several runs."""
+    """The figures of several runs; those of runs on samples stand beside their curves."""
+    if all(run.scored for run in runs):
+        return ""
     if all(run.place for run in runs):
         return _places_side_by_side(runs)
     known = dict.fromkeys(step for step in (0, *steps) if step is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedfields.report import samples
 from fedfields.report.runs import Run, items, mapping, number
 from fedfields.report.text import clean, db, duration, listed, plural
 
@@ -77,6 +78,8 @@ def _gain(run: Run, steps: int | None) -> str:
         return _away(run)
     if run.place:
         return _rendered(run)
+    if run.scored:
+        return samples.gain(run)
     value = run.quality(steps)
     if steps is None or value is None:
         return "No adapted picture has been measured yet"
@@ -132,6 +135,8 @@ def _unmeasured(run: Run) -> str:
         return (
             "For the same reason nothing was attacked here: try the settings on pictures of your own, in a simulation."
         )
+    if run.scored:
+        return "What an upload reveals of a client's rows has not been measured: the attacks here are for pictures."
     if run.place and run.owners == 1:
         return "There is one owner, so this is training in one place."
     if run.place:
@@ -159,7 +164,7 @@ def _people(run: Run) -> str:
 
 def comparison(runs: Sequence[Run], steps: int | None) -> str:
     """One sentence across runs; it names a first only where the runs were measured alike."""
-    parts = [text for text in (_sharpest(runs, steps), _leakiest(runs)) if text]
+    parts = [text for text in (_sharpest(runs, steps), samples.best(runs), _leakiest(runs)) if text]
     if not parts:
         return "These runs were not measured alike, so no order is given; each is described below."
     text = "; ".join(parts) + "."

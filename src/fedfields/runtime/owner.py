@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedfields.config import PRIVACY, Experiment, from_json, to_json
+from fedfields.datasets import Samples
 from fedfields.errors import UserError
 from fedfields.federation import Rejected, prepare
 from fedfields.privacy.secure import Refused
@@ -19,6 +20,7 @@ from fedfields.runtime.desk import Desk, Letter, Seat
 from fedfields.runtime.inprocess import Context
 from fedfields.runtime.keys import OwnerKey, OwnerPublic, checker
 from fedfields.runtime.remote import factored
+from fedfields.runtime.samples import samples_of
 from fedfields.runtime.start import settings_of
 from fedfields.scenes.data import Data
 from fedfields.scenes.frame import Frame, frame_from
@@ -120,7 +122,7 @@ class Owner:
         self._experiment, self._desk = experiment, Desk(seat, shelf)
         if frame is not None:
             publish(self._folder, frame, photos_of((self._client,)))
-        size = float(len(self._client.train)) if not isinstance(experiment.data, Scene) else _pixels(self._client)
+        size = _size(experiment, self._client)
         return Letter({}, {"size": size} if experiment.weighting == "size" else {})
 
     def finish(self, letter: Letter) -> Letter:
@@ -164,6 +166,8 @@ class Owner:
     def _read(self, experiment: Experiment, frame: Frame | None) -> Client:
         """What this owner has, for this experiment."""
         data, name = experiment.data, self._key.name
+        if isinstance(data, Samples):
+            return data.own(self._data, name, experiment.seed)
         if isinstance(data, Data):
             client, notes = data.own(self._data, name, experiment.seed)
             for note in notes:
@@ -261,8 +265,11 @@ def _frame(info: dict[str, Any]) -> Frame | None:
         raise Declined(f"the server's frame cannot be read ({type(error).__name__})") from error
 
 
-def _pixels(client: Client) -> float:
-    return float(len(client.train[0].support))
+def _size(experiment: Experiment, client: Client) -> float:
+    """What a client weighs: its signals, its pixels of a place, or its query samples."""
+    if isinstance(experiment.data, Samples):
+        return samples_of(client)
+    return float(len(client.train[0].support if isinstance(experiment.data, Scene) else client.train))
 
 
 def _summary(experiment: Experiment, owners: int) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedfields.config import Experiment
+from fedfields.datasets import SampleData, Samples, Sinusoids
 from fedfields.errors import UserError
 from fedfields.fields.lowrank import expanded
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.places import loss_for
 from fedfields.runtime.pool import Pool
+from fedfields.runtime.samples import sample_loss, start_params
 from fedfields.runtime.start import Start, settings_of, shared_by, start_of
 from fedfields.runtime.tasks import task_loss
 from fedfields.scenes.data import Data, Federation
@@ -42,10 +44,28 @@ def bare(experiment: Experiment) -> Bare:
         UserError: the parts do not go together.
     """
     random, data, field = generator(experiment.seed, "init"), experiment.data, experiment.field
+    if isinstance(data, SampleData):
+        return _bare_samples(experiment)
     loss = loss_for(experiment) if isinstance(data, PlaceData) else task_loss(experiment)
     if isinstance(data, Data):
         return Bare(loss, field.init(3 if data.kind == "video" else 2, CHANNELS, random))  # pyright: ignore
     return Bare(loss, field.init(random))  # pyright: ignore[reportCallIssue]
+
+
+def _bare_samples(experiment: Experiment) -> Bare:
+    """Loss and weights of a model of samples that lie elsewhere."""
+    data = experiment.data
+    if isinstance(data, Sinusoids):
+        raise UserError("sinusoids are made up for simulations; owners have rows of their own: say data:samples")
+    assert isinstance(data, Samples)
+    if (form := data.form()) is None:
+        raise UserError(
+            "owners must know what they share: say --data.kind text, or --data.shape (such as 64 or 1x28x28), "
+            "--data.kind classes or numbers, and --data.outputs"
+        )
+    shape, outputs, kind = form
+    loss = sample_loss(experiment, kind)
+    return Bare(loss, start_params(experiment, loss, shape, outputs))
 
 
 def factored(experiment: Experiment, shared: Params) -> Bare:
@@ -118,6 +138,8 @@ def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[fl
     data, frame = experiment.data, None
     if experiment.warm_up:
         raise UserError("a warm-up needs photographs at the server; warm up in a simulation, or say --warm-up 0")
+    if experiment.patience:
+        raise UserError("a server has no validation clients to stop by; leave out --patience")
     if experiment.lpips is not None:
         raise UserError("a server has no photographs to judge by LPIPS; leave out --lpips")
     if isinstance(data, Data) and data.kind == "auto":

@@ -13,15 +13,17 @@ from typing import Any, Protocol
 
 from fedfields import tree
 from fedfields.config import Experiment, from_json, to_json
+from fedfields.datasets import SampleData, SampleFederation
 from fedfields.errors import UserError
 from fedfields.federation import expected, start_server
 from fedfields.privacy.accounting import Accountant
 from fedfields.privacy.dp import private_size
-from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, save, save_weights
+from fedfields.runtime.checkpoint import Checkpoint, Uploads, load, load_weights, save, save_weights
 from fedfields.runtime.cost import Configured, flops
 from fedfields.runtime.inprocess import AllFailed, Carrier, Here, Round, run_rounds
 from fedfields.runtime.places import PlaceSetup, set_up_place
 from fedfields.runtime.pool import Pool, one_thread
+from fedfields.runtime.samples import SampleSetup, deciding, set_up_samples
 from fedfields.runtime.tasks import TaskSetup, set_up_tasks
 from fedfields.scenes.data import Federation
 from fedfields.scenes.monument import PlaceData
@@ -55,7 +57,7 @@ class Setup(Configured, Protocol):
     """What a run is made of, rebuilt from its experiment alone."""
 
     @property
-    def federation(self) -> Federation | Place: ...
+    def federation(self) -> Federation | Place | SampleFederation: ...
     @property
     def shared(self) -> Params: ...
     def begin(self, folder: Path, advance: Advance) -> Setup: ...
@@ -72,8 +74,12 @@ class Elsewhere(Protocol):
     def carrier(self, setup: Any, folder: Path) -> AbstractContextManager[Carrier]: ...
 
 
-def set_up(experiment: Experiment) -> TaskSetup | PlaceSetup:
+def set_up(experiment: Experiment) -> TaskSetup | PlaceSetup | SampleSetup:
     """Reads the data and draws the initial weights."""
+    if isinstance(experiment.data, SampleData):
+        return set_up_samples(experiment)
+    if experiment.patience:
+        raise UserError("patience needs validation clients, which runs on samples have; leave it out")
     if isinstance(experiment.data, PlaceData):
         return set_up_place(experiment)
     return set_up_tasks(experiment)
@@ -86,8 +92,9 @@ def set_up_run(folder: Path) -> TaskSetup:
         UserError: no such run, or it is one on a place.
     """
     experiment = load_experiment(folder)
-    if isinstance(experiment.data, PlaceData):
-        raise UserError(f"{folder} is a run on a place; this command is for runs on pictures, clips or objects")
+    if isinstance(experiment.data, PlaceData | SampleData):
+        what = "samples" if isinstance(experiment.data, SampleData) else "a place"
+        raise UserError(f"{folder} is a run on {what}; this command is for runs on pictures, clips or objects")
     return set_up_tasks(experiment)
 
 
@@ -170,7 +177,9 @@ def _train(
 ) -> Checkpoint:
     """All rounds, with evaluations and checkpoints on the way."""
     experiment, accountant = setup.experiment, _accountant(setup)
-    watch = _Watch(warn, log.records)
+    watch, best = _Watch(warn, log.records), _Best(experiment.patience, folder, log.records)
+    if best.exhausted:
+        return current
     try:
         spent = sum(record["seconds"] for record in log.records)
         rounds = run_rounds(setup.context, setup.settings, current.state, current.memories, carrier, spent)
@@ -183,7 +192,9 @@ def _train(
             progress = setup.settings.progress(number, spent)
             last = progress >= 1
             if number == 1 or last or number % experiment.evaluate_every == 0:
-                record |= setup.judge(current, pool, final=last)
+                record |= setup.judge(current, pool, final=last and not experiment.patience)
+                best.look(record, current.state.params)
+                last = last or best.exhausted
                 setup.observe(folder, current)
             if accountant:
                 record["epsilon"] = accountant.epsilon([*log.cohorts, record["cohort"]])
@@ -193,6 +204,8 @@ def _train(
                 save(folder / "checkpoints", current)
             if on_round:
                 on_round(record, max(number, round(number / progress)))
+            if best.exhausted:
+                break
     except AllFailed as failure:
         if not failure.diverged or not log.records:
             raise
@@ -248,13 +261,16 @@ def _interrupted(when: str, folder: Path) -> Interrupted:
 
 def _finish(setup: Setup, folder: Path, name: str, current: Checkpoint, log: _Log, pool: Pool) -> dict:
     """Weights, pictures and the summary."""
+    best = _Best(setup.experiment.patience, folder, log.records)
+    if best.round:
+        current = current._replace(state=current.state._replace(params=best.params()))
     save_weights(folder / "model.safetensors", setup.whole(current.state.params))
     final = log.records[-1] if log.records else {}
-    if "psnr" not in final:
+    if setup.experiment.patience or not final.keys() & {"psnr", "scores"}:
         final = final | setup.judge(current, pool, final=True)
     with one_thread():
         setup.draw(folder, current)
-    summary = _summary(setup, name, log, final)
+    summary = _summary(setup, name, log, final) | ({"best_round": best.round} if best.round else {})
     write_json(folder / "summary.json", clean(summary))
     return summary
 
@@ -279,6 +295,7 @@ def _summary(setup: Setup, name: str, log: _Log, final: dict) -> dict:
         "flops": flops(setup, records),
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
+        "scores": final.get("scores"),
         "views": final.get("views"),
         "content": final.get("content"),
         "psnr_p": final.get("psnr_p"),
@@ -384,6 +401,45 @@ def _record(line: str, number: int) -> dict | None:
     if not isinstance(found, dict) or found.get("round") != number:
         return None
     return found if all(isinstance(found.get(name), kind) for name, kind in _FIGURES.items()) else None
+
+
+class _Best:
+    """Early stopping: the weights that were best for the validation clients, in a file beside the checkpoints.
+
+    What it knows it reads from the run's log, so that a resumed run stops where an unbroken one does. The file is
+    written before the line that speaks of it.
+    """
+
+    def __init__(self, patience: int, folder: Path, records: list[dict]) -> None:
+        self._patience, self._file = patience, folder / "best.safetensors"
+        self.round, self._value, self._since = 0, math.inf, 0
+        for record in records if patience else ():
+            self._count(record)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many evaluations in a row have not been better that training ends."""
+        return 0 < self._patience <= self._since
+
+    def look(self, record: dict, params: Params) -> None:
+        """Keeps the weights of a round that is better for the validation clients than all before."""
+        if self._patience and self._count(record):
+            save_weights(self._file, params)
+
+    def params(self) -> Params:
+        """The best weights so far."""
+        return load_weights(self._file)
+
+    def _count(self, record: dict) -> bool:
+        """Whether this record is the best so far."""
+        value = deciding(record)
+        if value is None:
+            return False
+        better = value < self._value
+        self._since = 0 if better else self._since + 1
+        if better:
+            self.round, self._value = record["round"], value
+        return better
 
 
 class _Watch:

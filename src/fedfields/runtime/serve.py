@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedfields.config import Experiment, to_json
+from fedfields.datasets import SampleData
 from fedfields.errors import UserError
 from fedfields.privacy.dp import Clipped
 from fedfields.runtime.checkpoint import existing, round_of
@@ -103,7 +104,7 @@ class Serving:
         weights, size = setup.settings.weights, letter.info.get("size")
         if isinstance(weights, list) and isinstance(size, float) and 0 < size < float("inf"):
             self._sizes[client] = size
-            weigh(self._sizes, weights, isinstance(setup.experiment.data, PlaceData))
+            weigh(self._sizes, weights, isinstance(setup.experiment.data, PlaceData | SampleData))
 
     def _here(self, link: SuperLink) -> dict[int, Node]:
         found = link.here()
@@ -137,10 +138,10 @@ def _greeting(setup: RemoteSetup, names: list[str]) -> Callable[[int, bytes], Le
     return lambda client, session: Letter(trees, info | {"client": client, "session": session})
 
 
-def weigh(sizes: Mapping[int, float], weights: list[float], place: bool) -> None:
+def weigh(sizes: Mapping[int, float], weights: list[float], shares: bool) -> None:
     """Puts in each owner's weight, as a simulation has it: its number of signals, or its share of the largest number of
-    pixels in a run on a place."""
-    largest = max(sizes.values(), default=1.0) if place else 1.0
+    pixels (of a place) or of query samples."""
+    largest = max(sizes.values(), default=1.0) if shares else 1.0
     for client, size in sizes.items():
         weights[client] = size / largest
 

@@ -14,6 +14,7 @@ from fedfields.fields import FourierMlp, HashGrid, Siren
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import FieldLoss, RadianceLoss, render
 from fedfields.metrics import psnr, ssim
+from fedfields.models import ConvNet, Mlp, Recurrent
 from fedfields.rendering.marching import Marching
 from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import evaluate, mean, seen, visible
@@ -142,9 +143,9 @@ def radiance_loss(experiment: Experiment) -> RadianceLoss:
         UserError: a field of pictures, or rays that cannot be differentiated as the objective needs it.
     """
     field, rays = experiment.field, experiment.rays
-    if isinstance(field, Siren | FourierMlp):
+    if isinstance(field, Siren | FourierMlp | Mlp | ConvNet | Recurrent):
         name = type(field).__name__
-        raise UserError(f"{name} is a field of pictures; for objects choose field:simple-nerf or field:nerf")
+        raise UserError(f"{name} is no radiance field; for objects choose field:simple-nerf or field:nerf")
     if getattr(field, "appearance", 0):
         raise UserError("appearance codes are for the photographs of one place, not of many objects; leave them out")
     if isinstance(rays, Marching):
