@@ -189,18 +189,6 @@ def test_what_does_not_go_together_is_one_line(words, says, tmp_path, capsys):
 
 def test_owners_of_rows_weigh_themselves_and_tell_nobody_how_many_they_have(tmp_path):
     """Three real owners with 10, 20 and 40 rows: the model of a simulation with these weights, and no count sent."""
-    words = [
-        "--data.shape",
-        "2",
-        "--data.outputs",
-        "3",
-        "--data.kind",
-        "classes",
-        "--data.support",
-        "0.5",
-        "--data.largest",
-        "16",
-    ]
     place = federation(tmp_path, "anna bert cleo", "fedmeta-fomaml", plain=True)
     text = 'preset = "fedmeta-fomaml"\nparts = ["data:samples", "privacy:sec-agg"]\nrounds = 2\npatience = 0\n'
     text += 'weighting = "size"\n[data]\nshape = "2"\noutputs = 3\nkind = "classes"\nsupport = 0.5\nlargest = 16\n'
