@@ -46,7 +46,7 @@ class Jacobian(NamedTuple):
 
 
 def linearise(loss: VisibleLoss, params: Params, inputs: Any) -> Jacobian:
-    """The field's Jacobian at ``params``, but for meta leaves; its product by differentiating the transposed product."""
+    """The field's Jacobian at ``params``, without meta leaves; its product by differentiating the transposed one."""
     leaves, _ = tree.parted(tree.leaves_of(params))
     values = loss.show(leaves, inputs)
     dual = torch.zeros_like(values, requires_grad=True)
