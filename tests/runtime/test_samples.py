@@ -178,6 +178,9 @@ def test_an_experiment_on_samples_survives_its_file(name):
         (["run", "fedmeta-maml", "--data", "nothing"], "does not exist"),
         (["run", "fedmeta-maml", "data:sinusoids", "--data.shots", "0"], "at least one point"),
         (["run", "fedmeta-maml", "compression:low-rank"], "for places"),
+        (["run", "nerf", "data:monument", "rays:dense", "objective:meta-sgd"], "a place is one"),
+        (["run", "nerf", "field:mlp"], "no radiance field"),
+        (["run", "maml", "--objective.inner.dropout", "0.1"], "FieldLoss"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(words, says, tmp_path, capsys):

@@ -16,7 +16,7 @@ from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.places import loss_for
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.samples import sample_loss, start_params
-from fedfields.runtime.start import Start, settings_of, shared_by, start_of
+from fedfields.runtime.start import Start, settings_of, shared_by, start_of, with_leaves
 from fedfields.runtime.tasks import task_loss
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.frame import Frame, load_frame
@@ -48,8 +48,10 @@ def bare(experiment: Experiment) -> Bare:
         return _bare_samples(experiment)
     loss = loss_for(experiment) if isinstance(data, PlaceData) else task_loss(experiment)
     if isinstance(data, Data):
-        return Bare(loss, field.init(3 if data.kind == "video" else 2, CHANNELS, random))  # pyright: ignore
-    return Bare(loss, field.init(random))  # pyright: ignore[reportCallIssue]
+        params = field.init(3 if data.kind == "video" else 2, CHANNELS, random)  # pyright: ignore
+    else:
+        params = field.init(random)  # pyright: ignore[reportCallIssue]
+    return Bare(loss, with_leaves(experiment, params, loss))
 
 
 def _bare_samples(experiment: Experiment) -> Bare:

@@ -19,7 +19,7 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import Curve, mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Failed, Pool
-from fedfields.runtime.start import settings_of
+from fedfields.runtime.start import settings_of, with_leaves
 from fedfields.seeds import generator
 from fedfields.types import Advance, Batch, Client, Params, Task
 
@@ -125,9 +125,9 @@ def start_params(experiment: Experiment, loss: ModelLoss, shape: tuple[int, ...]
     """
     try:
         params = loss.model.init(shape, outputs, generator(experiment.seed, "init"))
-        return params | experiment.objective.leaves(params, loss)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return with_leaves(experiment, params, loss)
 
 
 def samples_of(client: Client) -> float:
