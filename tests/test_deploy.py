@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _experiment, _host_and_port, _parse, _split
+from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _experiment, _parse, _split
+from fedfields.connect import host_and_port
 
 HOME = Path(__file__).parent.parent
 UNITS = sorted((HOME / "deploy").glob("*.service"))
@@ -27,7 +28,7 @@ def checked(words):
         assert given[0] in ("owner", "server")
         return _parse(KeysFlags, KeysFlags(), flags, "", "")
     (host,) = given
-    _host_and_port(host)
+    host_and_port(host)
     return _parse(JoinFlags, JoinFlags(), flags, "", "")
 
 

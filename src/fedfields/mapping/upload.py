@@ -27,6 +27,18 @@ MOST_BRICKS = 2**17
 """That a contribution may have: 7 GiB in memory."""
 
 
+class About(NamedTuple):
+    """What a client must know of a map.
+
+    Attributes:
+        voxel: edge of its voxels, in metres.
+        base: its newest version.
+    """
+
+    voxel: float
+    base: int
+
+
 class Upload(NamedTuple):
     """A field, and what is needed to find its place in the map.
 
