@@ -15,12 +15,12 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from map_render import rendering_rows
+from measure import median
 
 from fedfields.mapping.commits import merge
 from fedfields.mapping.merge import Contribution, blank, merged
@@ -29,16 +29,6 @@ from fedfields.mapping.voxels import CELLS, HARMONICS, Bricks, sorted_coords
 
 VOXEL = 0.25
 VALUES = 1 + HARMONICS
-
-
-def median(step: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median seconds of a call, after one warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        before = clock()
-        step()
-        times.append(clock() - before)
-    return statistics.median(times[1:])
 
 
 def bricks_of(coords: np.ndarray, random: np.random.Generator, seen: float = 1.0) -> Bricks:
@@ -69,8 +59,8 @@ def memory_rows(quick: bool) -> list[dict]:
     brought, layer = bricks_of(coords, random), merged(blank(coords), bricks_of(coords, random), 0.9)
     old, new = torch.zeros(count * CELLS * VALUES), torch.ones(count * CELLS * VALUES)
     repeats = 3 if quick else 9
-    ceiling = median(lambda: old.lerp_(new, 0.1), repeats, time.process_time)
-    ours = median(lambda: merged(layer, brought, 0.9), repeats, time.process_time)
+    ceiling = median(lambda: old.lerp_(new, 0.1), repeats, clock=time.process_time)
+    ours = median(lambda: merged(layer, brought, 0.9), repeats, clock=time.process_time)
     size = 3 * 4 * old.numel() / 1e9
     return [
         {"row": "lerp by torch", "voxels_per_s": count * CELLS / ceiling, "GB_per_s": size / ceiling},
