@@ -311,7 +311,7 @@ def _render(arguments: list[str]) -> int:
     from fedfields.terminal import console, steps_progress
 
     trained, ending = load_place(run, settings.weights), "png" if settings.path == "top" else "mp4"
-    folder = settings.weights.parent if settings.weights else run
+    folder = settings.weights.parent if settings.weights else run if isinstance(run, Path) else Path()
     out = settings.out or folder / f"{Path(settings.path).stem}.{ending}"
     with steps_progress("render") as advance:
         made = film(
@@ -416,11 +416,13 @@ def _view(arguments: list[str]) -> int:
     return 0
 
 
-def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[Path, Flags]:
+def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[str | Path, Flags]:
+    """The folder of a run or a map, or the address of a map, and the flags."""
     words, flags = _split(arguments, switches)
     if "--help" not in flags and len(words) != 1:
         raise UserError(f"fedfields {command} needs one RUN or MAP, found {len(words)}")
-    return Path(words[0] if words else "."), flags
+    word = words[0] if words else "."
+    return word if "://" in word else Path(word), flags
 
 
 @dataclass(frozen=True)
