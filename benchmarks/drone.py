@@ -9,16 +9,17 @@ is merged under its surveyed pose. The second one starts where GPS (EXIF) and gi
 from the data's gps_raw.json, since the reduced pictures have lost their XMP. Then, once each way around, the second is
 merged under that start, under the pose that alignment finds (eq. 5), and under the surveyed one; the map is rendered at
 the held-out cameras, at the pixels of which rays end in the clients' cubes. Degrees and metres are those between the
-pose and the surveyed one, at the middle of what the client saw. "rough": starts made worse by up to 5 m and 5 degrees.
+pose and the surveyed one, at the middle of what the client saw; a server refuses what has a confidence below 0.26.
+"rough" are starts made worse by up to 5 m and 5 degrees.
 """
 
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +29,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from town import motion_of
 
-from fedfields.errors import UserError
 from fedfields.fields import HashGrid
 from fedfields.losses import MarchedLoss
-from fedfields.mapping.align import Alignment
+from fedfields.mapping.align import Aligned, Alignment, Brought, around, fitted, target
 from fedfields.mapping.bake import bake
 from fedfields.mapping.commits import merge
-from fedfields.mapping.intake import Aligner
-from fedfields.mapping.rigid import after, apart, between
-from fedfields.mapping.store import MapSettings, create_map
+from fedfields.mapping.rigid import about, after, apart, between, moved
+from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload
-from fedfields.rendering.marching import Marching
 from fedfields.runtime.contribute import (
     Training,
     as_local,
@@ -54,6 +52,10 @@ from fedfields.scenes.drones import Told, poses_of
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.scene import Scene
 from fedfields.scenes.views import Photo, photo_rays, photos_of
+from fedfields.seeds import generator
+
+MARCHING = {"steps": 256, "samples": 8192, "cells": 64}
+"""How fields are rendered: a step is 0.6 m."""
 
 HELD_OUT = ("DJI_0021", "DJI_0026", "DJI_0032")
 """One photograph from the middle of each line of flight."""
@@ -82,10 +84,11 @@ class Sizes(NamedTuple):
 
     @property
     def training(self) -> Training:
-        return Training(self.field, Marching(steps=256, samples=8192, cells=64), 512, self.steps)
+        base = Training()
+        return replace(base, field=self.field, rays=replace(base.rays, **MARCHING), batch=512, steps=self.steps)
 
 
-FULL = Sizes(160, HashGrid(levels=10, log2_rows=15, finest=256), 2500, 0.5, 10)
+FULL = Sizes(120, HashGrid(levels=8, log2_rows=14, finest=256), 1500, 0.75, 5)
 QUICK = Sizes(60, HashGrid(levels=8, log2_rows=13, finest=128), 150, 1.0, 1)
 
 
@@ -166,67 +169,73 @@ def in_cubes(tests: Sequence[Photo], frame: Frame, flights: Sequence[Flight]) ->
     return tuple(found)
 
 
+def map_of(folder: str, voxel: float, *given: tuple[Flight, NDArray[np.float64]]) -> Map:
+    """A map of clients, each under a pose."""
+    store = create_map(Path(folder) / "map", MapSettings(voxel, keep=0))
+    for flight, pose in given:
+        merge(store, bake(flight.upload.local, pose, voxel))
+    return store
+
+
 class Judge(NamedTuple):
-    """Makes maps of both clients, and looks at them where the held-out cameras are."""
+    """Looks at maps where the held-out cameras are."""
 
     tests: tuple[Photo, ...]
     frame: Frame
     voxel: float
 
-    def see(self, folder: str, given: Sequence[tuple[Flight, NDArray[np.float64]]]) -> MapViewer:
-        store = create_map(Path(folder) / "map", MapSettings(self.voxel, keep=0))
-        for flight, pose in given:
-            merge(store, bake(flight.upload.local, pose, self.voxel))
-        return MapViewer(store.view(), self.frame)
-
-    def score(self, given: Sequence[tuple[Flight, NDArray[np.float64]]]) -> float:
+    def score(self, *given: tuple[Flight, NDArray[np.float64]]) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return psnr_of(self.see(folder, given), self.tests)
+            return psnr_of(MapViewer(map_of(folder, self.voxel, *given).view(), self.frame), self.tests)
 
 
-def aligned(first: Flight, second: Upload, voxel: float, seed: int) -> NDArray[np.float64] | None:
-    """The pose of the second in a map of the first; None if it is refused."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = create_map(Path(folder) / "map", MapSettings(voxel, keep=0))
-        merge(store, bake(first.upload.local, first.true, voxel))
-        try:
-            return Aligner(Alignment(), seed)(store.view(), second)
-        except UserError as error:
-            print(" ".join(str(error).split()), file=sys.stderr)
-            return None
+def aligned(store: Map, upload: Upload, seed: int) -> Aligned:
+    """Where an upload fits best in a map, however badly, searched for as far as its pose may be off."""
+    (metres, degrees), voxel, base = upload.error, store.settings.voxel, Alignment()
+    settings = replace(base, search=replace(base.search, metres=metres, degrees=degrees))
+    brought = Brought(upload.name, bake(upload.local, np.eye(3, 4), voxel).bricks, upload.cameras, upload.pose)
+    area = store.view().area(*around(brought, voxel, settings.search))
+    return fitted(target(area, voxel, settings), brought, settings, generator(seed, "align"))
 
 
-def row(name: str, flight: Flight, pose: NDArray[np.float64] | None, **more: float) -> dict:
-    """A line of the table: how far a pose is off, if there is one, and more."""
-    off = (None, None) if pose is None else apart(pose, flight.true, flight.middle)
-    return {"row": name, "degrees": off[0], "metres": off[1], **more}
+def row(name: str, flight: Flight, pose: NDArray[np.float64], **more: float) -> dict:
+    """A line of the table: how far a pose is off, and more."""
+    degrees, metres = apart(pose, flight.true, flight.middle)
+    return {"row": name, "degrees": degrees, "metres": metres, **more}
 
 
 def one_way(name: str, first: Flight, second: Flight, judge: Judge) -> list[dict]:
     """The second is merged after the first, under three poses."""
-    before = time.process_time()
-    found = aligned(first, second.upload, judge.voxel, 0)
-    seconds, rows = time.process_time() - before, []
-    for kind, pose in {"GPS and gimbal": second.upload.pose, "aligned": found, "surveyed": second.true}.items():
-        score = None if pose is None else judge.score([(first, first.true), (second, pose)])
-        rows.append(row(f"{name}, {kind}", second, pose, psnr=score))  # pyright: ignore
-    rows[1]["seconds"] = seconds
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        store, before = map_of(folder, judge.voxel, (first, first.true)), time.process_time()
+        found = aligned(store, second.upload, 0)
+        seconds = time.process_time() - before
+    for kind, pose in {"GPS and gimbal": second.upload.pose, "aligned": found.pose, "surveyed": second.true}.items():
+        rows.append(row(f"{name}, {kind}", second, pose, psnr=judge.score((first, first.true), (second, pose))))
+    rows[1] |= {"confidence": found.confidence, "seconds": seconds}
     return rows
 
 
 def rough_rows(first: Flight, second: Flight, sizes: Sizes) -> list[dict]:
     """Starts that are worse than GPS, and what becomes of them."""
     random, rows = np.random.default_rng(0), []
-    for i in range(sizes.trials):
-        off = motion_of(random, *ROUGH)
-        middle = after(second.upload.pose, np.concatenate([np.eye(3), second.middle[:, None]], 1))[:, 3]
-        off[:, 3] += middle - off[:, :3] @ middle  # About what it saw, not about the origin.
-        start = after(off, second.upload.pose)
-        upload = second.upload._replace(pose=start, error=ROUGH)
-        before = row("", second, start)
-        found = row(f"rough {i}", second, aligned(first, upload, sizes.voxel, i))
-        rows.append(found | {"start_degrees": before["degrees"], "start_metres": before["metres"]})
+    with tempfile.TemporaryDirectory() as folder:
+        store = map_of(folder, sizes.voxel, (first, first.true))
+        for i in range(sizes.trials):
+            rows.append(rough_row(f"rough {i}", store, second, random, i))
     return rows
+
+
+def rough_row(name: str, store: Map, second: Flight, random: np.random.Generator, seed: int) -> dict:
+    """One start that is worse than GPS, and what becomes of it."""
+    off = motion_of(random, *ROUGH)
+    middle = moved(second.upload.pose, second.middle)
+    start = after(about(off[:, :3], off[:, 3], middle), second.upload.pose)
+    degrees, metres = apart(start, second.true, second.middle)
+    found = aligned(store, second.upload._replace(pose=start, error=ROUGH), seed)
+    more = {"confidence": found.confidence, "start_degrees": degrees, "start_metres": metres}
+    return row(name, second, found.pose, **more)
 
 
 def results(folder: Path, sizes: Sizes, out: Path | None) -> dict:
@@ -244,10 +253,10 @@ def results(folder: Path, sizes: Sizes, out: Path | None) -> dict:
         name, count = flight.upload.name, len(flight.photos)
         rows.append({"row": f"{name} alone, its own photographs", "psnr": psnr_of(see, flight.photos), "photos": count})
         rows[-1] |= {"seconds": flight.seconds}
-        rows.append({"row": f"{name} alone, held out, baked", "psnr": judge.score([(flight, flight.true)])})
+        rows.append({"row": f"{name} alone, held out, baked", "psnr": judge.score((flight, flight.true))})
     rows += one_way("second to first", *flights, judge) + one_way("first to second", *flights[::-1], judge)
     gps = [(flight, flight.upload.pose) for flight in flights]
-    rows.append({"row": "both as GPS and gimbal say", "psnr": judge.score(gps)})
+    rows.append({"row": "both as GPS and gimbal say", "psnr": judge.score(*gps)})
     if out is not None:
         draw(out, judge, flights)
     return {"rows": rows, "rough": rough_rows(*flights, sizes), "pixels": [len(t.usable) for t in judge.tests]}  # pyright: ignore
@@ -256,7 +265,8 @@ def results(folder: Path, sizes: Sizes, out: Path | None) -> dict:
 def draw(out: Path, judge: Judge, flights: Sequence[Flight]) -> None:
     """The held-out photographs, and beside each what the map of surveyed poses shows."""
     with tempfile.TemporaryDirectory() as folder:
-        see = judge.see(folder, [(flight, flight.true) for flight in flights])
+        given = [(flight, flight.true) for flight in flights]
+        see = MapViewer(map_of(folder, judge.voxel, *given).view(), judge.frame)
         for photo in judge.tests:
             shown = see.picture(photo.pose, photo.camera).clamp(0, 1)
             both = torch.cat([photo.colours / 255, shown], 1)
@@ -280,7 +290,7 @@ def main() -> None:
         return
     for line in (*found["rows"], *found["rough"]):
         told = {key: value for key, value in line.items() if key != "row"}
-        print(f"{line['row']:36} " + "  ".join(f"{k} {'none' if v is None else f'{v:,.4g}'}" for k, v in told.items()))
+        print(f"{line['row']:36} " + "  ".join(f"{key} {value:,.4g}" for key, value in told.items()))
 
 
 if __name__ == "__main__":
