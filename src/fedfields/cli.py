@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedfields.connect import address_of, check_installed, visit_of
+from fedfields.connect import address_of, check_installed, host_and_port, visit_of
 from fedfields.errors import UserError
 from fedfields.flags import Flags
 from fedfields.flags import parse as _parse
@@ -704,9 +704,10 @@ def _join(arguments: list[str]) -> int:
     for name in require:
         if name not in PRIVACY:
             raise UserError(f"there is no protection '{name}'; {nearest(name, PRIVACY)}")
-    visit = visit_of(words[0], settings.ca, settings.patience, settings.plain)
+    host_and_port(words[0])
     if not settings.data.exists():
         raise UserError(f"{settings.data} does not exist; --data names the folder with your data")
+    visit = visit_of(words[0], settings.ca, settings.patience, settings.plain)
     key = load_owner(settings.key)
     folder = settings.out or Path(f"fedfields-{key.name}")
     policy = Policy(require, None if settings.owners is None else load_roster(settings.owners))

@@ -223,6 +223,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
-                    f"another fedfields join is at work in {folder}; stop it, or choose another --out"
+                    f"another fedfields is at work in {folder}; stop it, or choose another folder"
                 ) from None
         yield

@@ -72,7 +72,8 @@ class Sender:
             raise Declined("the server asks for what was not offered")
         if not start:
             self._tell(f"{file.path}: {file.name}, {file.size:,} bytes, is being sent")
-        with file.path.open("rb") as opened:
+        path = file.path
+        with path.open("rb") as opened:
             opened.seek(start)
             content = bytearray(opened.read(count))
         return Letter({"piece": {"bytes": torch.frombuffer(content, dtype=torch.uint8)}}, {})
