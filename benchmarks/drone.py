@@ -18,7 +18,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +37,8 @@ from fedfields.mapping.commits import merge
 from fedfields.mapping.rigid import about, after, apart, between, moved
 from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload
+from fedfields.rendering.marching import Marched
+from fedfields.rendering.rays import Rays
 from fedfields.runtime.contribute import (
     Training,
     as_local,
@@ -144,14 +146,22 @@ def fly(name: str, shots: dict[str, Photo], frame: Frame, told: NDArray[np.float
     return Flight(Upload(local, between(own, told), ERROR, own), true, mine, seconds)
 
 
-def psnr_of(see: object, photos: Sequence[Photo]) -> float:
-    """Of the pixels that are usable in each photograph, in dB."""
-    errors = []
-    for photo in photos:
-        usable = slice(None) if photo.usable is None else photo.usable
-        shown = see(photo_rays(photo.pose, photo.camera)).colour  # pyright: ignore
-        errors.append((shown - photo.colours.reshape(-1, 3) / 255)[usable].square().flatten())
+def usable(photo: Photo, colours: torch.Tensor) -> torch.Tensor:
+    """Of colours of all pixels of a photograph, those that count, ``[P, 3]``."""
+    return colours.reshape(-1, 3)[slice(None) if photo.usable is None else photo.usable]
+
+
+def psnr_of(see: Callable[[Rays], Marched], photos: Sequence[Photo]) -> float:
+    """Of the pixels that count in each photograph, in dB."""
+    shown = [usable(photo, see(photo_rays(photo.pose, photo.camera)).colour) for photo in photos]
+    errors = [(one - usable(photo, photo.colours / 255)).square() for one, photo in zip(shown, photos, strict=True)]
     return -10 * float(torch.cat(errors).mean().log10())
+
+
+def floor_of(photos: Sequence[Photo]) -> float:
+    """PSNR of showing each photograph's mean colour and nothing else."""
+    colours = [usable(photo, photo.colours / 255) for photo in photos]
+    return -10 * float(torch.cat([(one - one.mean(0)).square() for one in colours]).mean().log10())
 
 
 def in_cubes(tests: Sequence[Photo], frame: Frame, flights: Sequence[Flight]) -> tuple[Photo, ...]:
@@ -247,7 +257,7 @@ def results(folder: Path, sizes: Sizes, out: Path | None) -> dict:
         for i, each in enumerate(names)
     ]
     judge = Judge(in_cubes([shots[name] for name in HELD_OUT], frame, flights), frame, sizes.voxel)
-    rows = []
+    rows: list[dict] = [{"row": "each photograph's mean colour", "psnr": floor_of(judge.tests)}]
     for flight in flights:
         see = Viewer(MarchedLoss(sizes.field, sizes.training.rays), flight.upload.local.params, 0)
         name, count = flight.upload.name, len(flight.photos)
