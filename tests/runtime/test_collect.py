@@ -217,6 +217,22 @@ def test_what_arrives_damaged_is_refused_and_begins_anew(talking):
     assert queue.waiting() == [] and queue.arrival("anna", hashlib.sha256(content).hexdigest(), len(content)).came == 0
 
 
+def test_a_full_disk_keeps_what_came(talking, monkeypatch):
+    queue, talk = talking
+    content = contribution_as_bytes(contribution_of("anna"))
+    talk.send(offer(content))
+
+    def full(*_):
+        raise UserError("cannot write it: No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space"):
+        patch.setattr(Queue, "put", full)
+        talk.send(bytes_of(content))
+    again = Collector(queue, Link(), ["anna"], lambda line: None)._talk("anna")  # pyright: ignore
+    next(again)
+    assert again.send(offer(content)) is None and len(queue.waiting()) == 1  # Nothing is fetched again.
+
+
 @pytest.mark.parametrize(
     "letter",
     [

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedfields.errors import UserError
+from fedfields.errors import UserError, said
 from fedfields.mapping.intake import LARGEST, Note, Queue
 from fedfields.mapping.merge import Refused
 from fedfields.runtime.desk import Letter
@@ -107,9 +107,9 @@ class Collector:
         try:
             if isinstance(answer, str):
                 raise UserError(answer)
-            said = guest.talk.send(answer)  # pyright: ignore[reportArgumentType]
-            if said is not None:
-                guest.asked = self._post.send(client, guest.node, *said)
+            letter = guest.talk.send(answer)  # pyright: ignore[reportArgumentType]
+            if letter is not None:
+                guest.asked = self._post.send(client, guest.node, *letter)
                 if not guest.asked:
                     raise UserError("the message could not be sent")
         except StopIteration:
@@ -149,8 +149,10 @@ class Collector:
             content = arrival.content()
             try:
                 self._queue.put(content, owner)
-            finally:
+            except Refused:
                 arrival.drop()
+                raise
+            arrival.drop()  # Not where the disk is full: it need not come again.
             self._tell(f"{owner}: {offer.size:,} bytes have come, and wait as {offer.digest[:12]}")
             note = None
         while note is None:
@@ -167,8 +169,7 @@ def _offers(letter: Letter) -> list[Offer]:
     """What an owner says that it has.
 
     Raises:
-        Malformed: that is no list of files.
-        Refused: one is too large, or they are too many.
+        Malformed: that is no list of files, one is too large, or they are too many.
     """
     digests, sizes = letter.info.get("digests"), letter.info.get("sizes")
     if not isinstance(digests, list) or not isinstance(sizes, list) or len(digests) != len(sizes):
@@ -218,8 +219,12 @@ def collecting(queue: Queue, roster: Mapping[str, OwnerPublic], address: Address
         collector = Collector(queue, link, names, tell)
 
         def work() -> None:
-            while not over.wait(POLL if collector.asking else 10 * POLL):
-                collector.turn()
+            try:
+                while not over.wait(POLL if collector.asking else 10 * POLL):
+                    collector.turn()
+            except Exception as error:
+                tell(f"nobody is let in any more ({said(error)}); start the server again, nothing is lost")
+                raise
 
         thread = threading.Thread(target=work, name="collect", daemon=True)
         thread.start()
