@@ -29,7 +29,7 @@ USAGE = """\
 fedfields: federated learning of neural fields
 
   fedfields run PRESET [--data DIR] [axis:name ...] [--SETTING VALUE ...]   train, evaluate, report
-  fedfields adapt RUN SIGNAL      fit the run's initialisation to a picture, clip or object of your own
+  fedfields adapt RUN FILE        fit the run's initialisation to a picture, clip, object or rows of your own
   fedfields audit RUN             attack the uploads of a run with everything we know
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
   fedfields render RUN            a film of the place that a run learned (colour, depth)
@@ -228,12 +228,15 @@ class AdaptFlags:
     out: Path | None = None
     """Folder for the result; RUN/adapted/NAME by default."""
 
+    onnx: bool = True
+    """Write the adapted model as ONNX, too: fields of pictures and clips, and models of samples."""
+
 
 def _adapt(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 2:
         raise UserError(
-            f"fedfields adapt needs RUN and SIGNAL (a picture, a clip or an object), found {len(words)} of them"
+            f"fedfields adapt needs RUN and FILE (a picture, clip, object, or rows), found {len(words)} of them"
         )
     from fedfields.adaptation import Adaptation
 
@@ -243,13 +246,16 @@ def _adapt(arguments: list[str]) -> int:
         from fedfields.runtime.run import load_experiment
 
         base = load_experiment(Path(words[0])).adaptation
-    about = "Fit the run's initialisation to a picture, clip or object of your own; compares it with a random start."
-    settings = _parse(Adaptation, base, rest, "fedfields adapt RUN SIGNAL", about)
+    about = (
+        "Fit the run's initialisation to a picture, clip or object of your own, or to rows of your own (.npz, .csv,\n"
+        ".txt); compare it with a random start; write the adapted model as safetensors and, without --no-onnx, as ONNX."
+    )
+    settings = _parse(Adaptation, base, rest, "fedfields adapt RUN FILE", about)
 
     from fedfields.runtime.personal import personalise
     from fedfields.terminal import show_adaptation
 
-    show_adaptation(personalise(Path(words[0]), Path(words[1]), settings, output.out))
+    show_adaptation(personalise(Path(words[0]), Path(words[1]), settings, output.out, onnx=output.onnx))
     return 0
 
 

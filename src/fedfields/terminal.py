@@ -268,14 +268,17 @@ def _columns(curve: Mapping[str, float]) -> list[str]:
 
 
 def show_adaptation(result: Any) -> None:
-    """PSNR by step from the run's initialisation and from a random one."""
-    table = Table(title=escape(f"{result.name}: PSNR in dB by adaptation step"))
+    """The figure by step from the run's initialisation and from a random one."""
+    what, digits = ("PSNR in dB", 1) if result.figure == "psnr" else (result.figure, 3)
+    table = Table(title=escape(f"{result.name}: {what} by adaptation step"))
     table.add_column("step", justify="right")
     table.add_column("from the run", justify="right")
     table.add_column("from a random start", justify="right")
-    for step, value in result.psnr.items():
-        table.add_row(step, _number(value), _number(result.local.get(step)))
+    for step, value in result.curve.items():
+        table.add_row(step, _number(value, digits), _number(result.local.get(step), digits))
     console.print(table)
+    for note in result.notes:
+        warn(note)
     for file in result.files:
         console.print(str(file), soft_wrap=True, markup=False)
 
