@@ -1,5 +1,5 @@
-"""The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``, and
-``keys | serve | join`` for runs between machines, and ``map`` for one large map (`fedfields.cli_map`).
+"""The command line: ``fedfields photos | check | run | tune | adapt | audit | report | render | export | view | demo``,
+and ``keys | serve | join`` for runs between machines, and ``map`` for one large map (`fedfields.cli_map`).
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -29,6 +29,7 @@ USAGE = """\
 fedfields: federated learning of neural fields
 
   fedfields run PRESET [--data DIR] [axis:name ...] [--SETTING VALUE ...]   train, evaluate, report
+  fedfields tune PRESET [...] --trials N   search for its settings, on validation clients alone
   fedfields adapt RUN FILE        fit the run's initialisation to a picture, clip, object or rows of your own
   fedfields audit RUN             attack the uploads of a run with everything we know
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
@@ -103,24 +104,30 @@ class Output:
 
 
 def _run(arguments: list[str]) -> int:
-    output, experiment, name = _experiment(arguments, Output(), "run", _RUN_HELP)
+    output, experiment, name = experiment_of(arguments, Output(), "run", _RUN_HELP)
     from fedfields.runtime.run import default_folder
 
     return _train(experiment, output.out or default_folder(name), name, output)
 
 
-def _experiment(arguments: list[str], default: OutputT, command: str, about: str) -> tuple[OutputT, Any, str]:
-    """The command's own settings, the experiment that a line describes, and its preset's name.
+def words_and_flags(arguments: list[str]) -> tuple[list[str], Flags, bool]:
+    """What a line says: preset and parts, settings, and whether some of it is from a file.
 
     A word that ends in .toml is a file with such a line: preset, parts and settings; what the line says comes after it.
     """
-    from fedfields.config import AXES, PRESETS, choose, preset
-
     words, flags = _split(arguments)
     files = [word for word in words if word.endswith(".toml")]
     if files:
         more, settings = _from_toml(files)
         words, flags = [*more, *(word for word in words if word not in files)], settings | flags
+    return words, flags, bool(files)
+
+
+def experiment_of(arguments: list[str], default: OutputT, command: str, about: str) -> tuple[OutputT, Any, str]:
+    """The command's own settings, the experiment that a line describes, and its preset's name."""
+    from fedfields.config import AXES, PRESETS, choose, preset
+
+    words, flags, files = words_and_flags(arguments)
     names = [word for word in words if ":" not in word]
     if not names and not flags.keys() & {"--resume", "--help"}:
         raise UserError(f"which preset? choose from {', '.join(PRESETS)} (fedfields presets explains them)")
@@ -631,7 +638,7 @@ class ServeFlags(Output):
 
 
 def _serve(arguments: list[str]) -> int:
-    settings, experiment, name = _experiment(arguments, ServeFlags(), "serve", _SERVE_HELP)
+    settings, experiment, name = experiment_of(arguments, ServeFlags(), "serve", _SERVE_HELP)
     _check_installed("serve")
     from fedfields.runtime.engine import Tls
     from fedfields.runtime.flower import Rules
@@ -770,6 +777,12 @@ def _map(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _tune(arguments: list[str]) -> int:
+    from fedfields.cli_tune import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "adapt": _adapt,
@@ -784,6 +797,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "join": _join,
     "map": _map,
+    "tune": _tune,
     "presets": _presets,
     "demo": _demo,
 }
