@@ -284,7 +284,7 @@ def _proposed(search: Search, done: Sequence[Trial], number: int) -> Any:
         raise UserError('fedfields tune needs Optuna: pip install "fedfields[tune]"') from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = seed_of(search.experiment.seed, "trial", number) % 2**32
-    warm_up = search.experiment.rounds // 10
+    warm_up = search.experiment.rounds // 4
     pruner = optuna.pruners.MedianPruner(STARTUP, warm_up) if search.prune else optuna.pruners.NopPruner()
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
     ranges = {one.name: _distribution(one) for one in search.space}
