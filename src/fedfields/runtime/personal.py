@@ -209,6 +209,7 @@ def _rows(run: Path, path: Path, experiment: Experiment, start: Params) -> _Open
     """The rows at ``path``, of which the run's share is adapted to and the others judge."""
     kind, outputs = _kind(run), len(start["last_layer.bias"])
     loss = sample_loss(experiment, kind)
+    assert isinstance(experiment.data, SampleData)
     client = _reader(experiment.data, kind, outputs, path).own(path, path.stem, experiment.seed)
     task = client.train[0]
     query = task.query.everything()

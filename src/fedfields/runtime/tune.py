@@ -15,47 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from fedfields.config import Experiment, to_json
 from fedfields.errors import UserError
 from fedfields.flags import setting
 from fedfields.runtime.inprocess import AllFailed
-from fedfields.runtime.run import STOPPED, Interrupted, clean, load_experiment, rounds_of, run
+from fedfields.runtime.run import STOPPED, Interrupted, load_experiment, rounds_of, run
 from fedfields.runtime.samples import deciding
 from fedfields.runtime.space import Searched, applied, read_space, with_following
+from fedfields.runtime.trials import RECORD, Trial, best_of, line_of, read_trial
 from fedfields.seeds import seed_of
-from fedfields.store import MAX_LINES, append_line, discard, parse_json, read_file, read_json, write_json, write_text
-
-RECORD = "trials.jsonl"
-"""The search's own log, in its folder."""
+from fedfields.store import MAX_LINES, append_line, discard, read_file, read_json, write_json, write_text
 
 STARTUP = 5
 """Completed trials before any is pruned."""
-
-
-class Trial(NamedTuple):
-    """A trial that is over, as a line of the record.
-
-    Attributes:
-        number: from 0 on.
-        state: "complete"; "pruned", it was behind; "failed", its training diverged.
-        value: of its best evaluation, the smaller the better; None if it failed.
-        values: the settings that it tried, by whole names.
-        curve: what validation clients said, by round: infinite where it was no number.
-        rounds: that were run.
-        seconds: that they took.
-        reason: why it was not completed.
-    """
-
-    number: int
-    state: Literal["complete", "pruned", "failed"]
-    value: float | None
-    values: dict[str, str]
-    curve: dict[int, float]
-    rounds: int
-    seconds: float
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,17 +148,11 @@ def tune(
             where = f"trial {number} of {search.trials}"
             raise Interrupted(f"interrupted in {where}; go on with: fedfields tune --resume --out {folder}") from stop
         done.append(trial)
-        append_line(folder / RECORD, json.dumps(clean(_line(trial))))
+        append_line(folder / RECORD, line_of(trial))
         if trial.state == "complete" and best_of(done) is trial:
             write_text(folder / "best.toml", _as_toml(search, trial))
         on_trial(trial)
     return done
-
-
-def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The completed trial with the smallest value, the first of equal ones; None if none was completed."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return min(complete, key=lambda trial: math.inf if trial.value is None else trial.value, default=None)
 
 
 def _as_toml(search: Search, trial: Trial) -> str:
@@ -335,10 +303,6 @@ def _as_optuna(trial: Trial, space: Sequence[Searched], ranges: Mapping[str, Any
 # The record.
 
 
-def _line(trial: Trial) -> dict[str, Any]:
-    return trial._asdict() | {"curve": {str(number): value for number, value in trial.curve.items()}}
-
-
 def _read(path: Path, space: Sequence[Searched]) -> list[Trial]:
     """The trials on disk, up to the first that is not there whole; what comes after it is taken away.
 
@@ -365,25 +329,3 @@ def _of(trial: Trial, space: Sequence[Searched]) -> bool:
     """Whether a trial belongs to this search."""
     names = {one.name for one in space}
     return trial.values.keys() == names and all(one.holds(trial.values[one.name]) for one in space)
-
-
-def read_trial(text: str) -> Trial | None:
-    """A line of the record; None if it is not that."""
-    try:
-        found = parse_json(text)
-        curve = {int(number): math.inf if value is None else float(value) for number, value in found["curve"].items()}
-        trial = Trial(
-            int(found["number"]),
-            found["state"],
-            None if found["value"] is None else float(found["value"]),
-            {str(name): str(value) for name, value in found["values"].items()},
-            curve,
-            int(found["rounds"]),
-            float(found["seconds"]),
-            str(found["reason"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-    finite = trial.value is None or math.isfinite(trial.value)
-    judged = trial.state in ("pruned", "failed") or (trial.state == "complete" and trial.value is not None)
-    return trial if finite and judged else None
