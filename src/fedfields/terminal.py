@@ -287,9 +287,9 @@ def show_adaptation(result: Any) -> None:
 def trial_line(trial: Any) -> str:
     """A trial that is over."""
     value = "failed" if trial.value is None else _number(trial.value, 4)
-    why = f" ({trial.state}: {trial.reason})" if trial.reason else ""
+    told = {"pruned": f" (pruned after {plural(trial.rounds, 'round')})", "failed": f" ({trial.reason})"}
     tried = ", ".join(f"{_setting(name)} {value}" for name, value in trial.values.items())
-    return f"[dim]trial {trial.number}: {value}, {escape(tried + why)}[/]"
+    return f"[dim]trial {trial.number}: {value}, {escape(tried + told.get(trial.state, ''))}[/]"
 
 
 def show_search(trials: Sequence[Any], folder: Path) -> None:

@@ -122,7 +122,7 @@ def scatter(
         x = Scale(-0.5, len(choices) - 0.5, LEFT, right, [(i, esc(name, 12)) for i, name in enumerate(choices)])
     else:
         x = _decades(across, LEFT, right) if wide else _linear(across, LEFT, right, least=0.6)
-    y = _upright([dot.y for dot in dots], unit)
+    y = _upright([dot.y for dot in dots], unit, span=10)
     placed = [None if value is None else (x(at), y(value)) for at, value in path]
     drawing = _stroke(_path(placed), 0, plain=True) if placed else ""
     marks = (_mark(x(dot.x), y(dot.y), dot.look, dot.hollow) for dot in dots)
@@ -180,9 +180,9 @@ def _linear(values: Sequence[float], start: float, end: float, least: float = 0,
     return Scale(low, high, start, end, [(tick, f"{tick:g}".replace("-", "−")) for tick in ticks])
 
 
-def _upright(values: Sequence[float], unit: str) -> Scale:
-    """The vertical axis: logarithmic where values span decades."""
-    if unit != DECIBELS and min(values) > 0 and max(values) > 100 * min(values):
+def _upright(values: Sequence[float], unit: str, span: float = 100) -> Scale:
+    """The vertical axis: logarithmic where the largest value is more than ``span`` times the smallest."""
+    if unit != DECIBELS and min(values) > 0 and max(values) > span * min(values):
         return _decades(values, BOTTOM, TOP)
     return _linear(values, BOTTOM, TOP, least=5 if unit == DECIBELS else 0)
 

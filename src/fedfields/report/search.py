@@ -12,12 +12,12 @@ from fedfields.report import samples, tables
 from fedfields.report.figures import Dot, Line, over_rounds, scatter, swatch
 from fedfields.report.page import SAMPLES, document, glossary
 from fedfields.report.parts import chart, section, table
-from fedfields.report.runs import Run, mapping, number, read_run
+from fedfields.report.runs import Run, mapping, number, read_run, read_runs
 from fedfields.report.text import clean, duration, esc, plural, prose
 from fedfields.runtime.trials import RECORD, Trial, best_of, read_trial
 from fedfields.store import MAX_LINES, read_file
 
-LOOKS = {"complete": 1, "pruned": 2, "best": 3}
+LOOKS = {"complete": 1, "pruned": 0, "best": 6}
 """The marks of trials."""
 
 SHOWN = 30
@@ -52,7 +52,7 @@ class Found:
     def run(self) -> Run | None:
         """The best trial's run, if it is there."""
         where = self.folder / "trials" / f"{self.best.number:04d}" if self.best else None
-        return read_run(where) if where is not None and (where / "experiment.json").is_file() else None
+        return read_runs([where])[0] if where is not None and (where / "experiment.json").is_file() else None
 
     @property
     def figure(self) -> str:
@@ -142,7 +142,13 @@ def _tiles(found: Found) -> str:
     if found.best is None:
         return ""
     states = [trial.state for trial in found.trials]
-    told = [(f"Best {found.figure}", _score(found.best.value), f"after {plural(found.best.rounds, 'round')}")]
+    told = [
+        (
+            f"Best {found.figure}",
+            _score(found.best.value),
+            f"of validation clients, in {plural(found.best.rounds, 'round')}",
+        )
+    ]
     for name, value in found.best.values.items():
         told.append((esc(short(name)), esc(value, 20), f"of {esc(_where(found.space.get(name, '')))}"))
     ended = ", ".join(f"{states.count(state)} {state}" for state in ("pruned", "failed") if state in states)
@@ -220,7 +226,7 @@ def _course(found: Found) -> str:
         if trial.state == "complete":
             least = min(least, trial.value)  # pyright: ignore[reportArgumentType, reportCallIssue]
             path.append((trial.number, least))
-    title = f"{found.figure.capitalize()} by trial"
+    title = f"Best {found.figure} of each trial"
     dots = [_dot(found, trial, trial.number) for trial in judged]
     charts = [chart(title, scatter(title, dots, found.figure, "trial", path=path), "Line: the best so far.")]
     lines = [
@@ -278,6 +284,6 @@ def _row(found: Found, trial: Trial) -> list[str]:
     values: Mapping[str, str] = trial.values
     tried = [esc(values.get(name, "–"), 20) for name in found.space]
     became = "best" if trial is found.best else trial.state
-    why = f"{became}: {esc(trial.reason, 120)}" if trial.reason else became
+    why = f"{became}: {esc(trial.reason, 120)}" if trial.state == "failed" else became
     value = f"<strong>{_score(trial.value)}</strong>" if trial is found.best else _score(trial.value)
     return [str(trial.number), value, *tried, f"{trial.rounds:,}", duration(trial.seconds), why]
