@@ -2,29 +2,36 @@
 
     python benchmarks/meta.py [omniglot | sinusoids | digits] [--seeds N] [--quick] [--json]
 
-Seven methods with the same model and clients; inner and adaptation steps are the same size for all. "omniglot" needs
+Seven methods with the same model, clients and inner steps. "omniglot" needs
 `omniglot_8alphabets.npz` below FEDFIELDS_DATA: 160 clients, each an alphabet as one person draws it, 5-way 1-shot
 episodes within a client; support and query are different copies of the one drawing that there is of a character,
 turned, moved and sized a little. "sinusoids" is MAML's regression. Training ends when validation clients no longer
-gain; test clients are looked at once. One thread.
+gain; they also choose the size of each method's adaptation steps, by the loss after one (Meta-SGD has learned its own).
+Test clients are looked at once. One thread.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fedfields.config import preset
+from fedfields.config import Experiment, preset
 from fedfields.datasets import Samples, Sinusoids
 from fedfields.models import ConvNet, Mlp
+from fedfields.objectives import HessianFree, Maml
+from fedfields.runtime.checkpoint import load_weights
+from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import run
+from fedfields.runtime.samples import scored, set_up_samples
+from fedfields.strategies import FedOpt
 
 METHODS = {
     "FedAvg + fine-tuning": "fedavg-tuned",
@@ -38,47 +45,110 @@ METHODS = {
 """Rows of the table, and their presets. FedAvg without fine-tuning is the first row before adaptation (k=0)."""
 
 
-def omniglot(quick: bool) -> dict[str, Any]:
-    """Experiment settings of the episodes on handwritten characters."""
-    folder = Path(os.environ.get("FEDFIELDS_DATA", "../shared/data"))
-    file = folder / "omniglot" / "omniglot_8alphabets.npz"
+class Problem(NamedTuple):
+    """Data and model, and the sizes of steps that suit them.
+
+    Attributes:
+        data: whose rows.
+        field: the model.
+        inner: steps of the inner loop, and their size.
+        local: size of a local step, where models travel.
+        server: size of the server's Adam step, where meta-gradients travel.
+        steps: rounds times outer steps in a visit, at most; so all methods take as many.
+        adapted: steps of adaptation.
+        rates: sizes of adaptation steps from which validation clients choose for each method.
+    """
+
+    data: Samples | Sinusoids
+    field: Mlp | ConvNet
+    inner: tuple[int, float]
+    local: float
+    server: float
+    steps: int
+    adapted: int
+    rates: tuple[float, ...]
+
+
+def omniglot(quick: bool) -> Problem:
+    """Episodes on handwritten characters; normalised over the batch, as in MAML."""
+    file = Path(os.environ.get("FEDFIELDS_DATA", "../shared/data")) / "omniglot" / "omniglot_8alphabets.npz"
     if not file.exists():
         raise SystemExit(f"{file} does not exist; FEDFIELDS_DATA names the folder above omniglot/")
     data = Samples(file, inputs="image", target="label", client="alphabet,drawer", ways=5, shots=1, queries=3, copies=4)
-    field = ConvNet(filters=8 if quick else 16)
-    return {"data": data, "field": field}
+    if quick:
+        data = dataclasses.replace(data, limit=20, episodes=1)
+    field = ConvNet(filters=4 if quick else 16, norm="batch", groups=4)
+    return Problem(data, field, (1, 0.4), 0.1, 1e-2, 400, 5, (0.05, 0.1, 0.2, 0.4, 0.8))
 
 
-def sinusoids(quick: bool) -> dict[str, Any]:
-    """Experiment settings of MAML's regression."""
-    return {"data": Sinusoids(clients=100 if quick else 1000), "field": Mlp(width=40, depth=2)}
+def sinusoids(quick: bool) -> Problem:
+    """MAML's regression."""
+    data = Sinusoids(clients=60 if quick else 1000)
+    return Problem(data, Mlp(width=40, depth=2), (1, 0.01), 0.01, 1e-2, 1500, 10, (0.005, 0.01, 0.02, 0.05))
 
 
-def digits(quick: bool) -> dict[str, Any]:
-    """Experiment settings of the digits split by class."""
-    return {"data": Samples(), "field": Mlp(width=64, depth=2)}
+def digits(quick: bool) -> Problem:
+    """Handwritten digits split by class."""
+    return Problem(Samples(), Mlp(width=64, depth=2), (1, 0.1), 0.05, 3e-3, 300, 5, (0.02, 0.05, 0.1, 0.2, 0.4))
 
 
 TASKS = {"omniglot": omniglot, "sinusoids": sinusoids, "digits": digits}
 
 
+def experiment_of(method: str, problem: Problem, seed: int, quick: bool) -> Experiment:
+    """The preset with the problem's data, model and sizes of steps."""
+    base = preset(METHODS[method])
+    steps, lr = problem.inner
+    objective, local, strategy = base.objective, base.local, base.strategy
+    if isinstance(objective, Maml | HessianFree):
+        objective = dataclasses.replace(objective, inner=dataclasses.replace(objective.inner, steps=steps, lr=lr))
+    if isinstance(strategy, FedOpt):
+        strategy = dataclasses.replace(strategy, lr=problem.server)
+    else:
+        local = dataclasses.replace(local, lr=problem.local, steps=local.steps // 2)
+    rounds = (8 if quick else problem.steps) // local.steps
+    changes: dict[str, Any] = {
+        "data": problem.data,
+        "field": problem.field,
+        "objective": objective,
+        "local": local,
+        "strategy": strategy,
+        "adaptation": dataclasses.replace(base.adaptation, steps=1, lr=lr),
+        "rounds": rounds,
+        "cohort": 4 if quick else 16,
+        "evaluate_every": max(1, rounds // 20),
+        "seed": seed,
+        "workers": 1,
+    }
+    return dataclasses.replace(base, **changes)
+
+
 def measured(method: str, task: str, seed: int, quick: bool) -> dict[str, Any]:
-    """One run: the figure of test clients by step, and what it took."""
-    experiment = preset(METHODS[method])
-    changes = TASKS[task](quick) | {"seed": seed, "workers": 1}
-    if quick:
-        changes |= {"rounds": 10, "evaluate_every": 5}
-    experiment = dataclasses.replace(experiment, **changes)
+    """One run: the figure of test clients by step, at the size of step that suits validation clients, and its cost."""
+    problem, started = TASKS[task](quick), time.process_time()
+    experiment = experiment_of(method, problem, seed, quick)
+    # Test clients are left out of the run, which would judge them at the run's own size of step.
+    sealed = dataclasses.replace(experiment, data=dataclasses.replace(problem.data, sealed=True))
     with tempfile.TemporaryDirectory() as folder:
-        started = time.process_time()
-        summary = run(experiment, Path(folder) / "run")
-    name, groups = next(iter(summary["scores"].items()))
+        summary = run(sealed, Path(folder) / "run")
+        params = load_weights(Path(folder) / "run" / "model.safetensors")
+    setup = set_up_samples(experiment)
+    with Pool(setup.context, 1) as pool:
+        tried = {}
+        for lr in problem.rates:
+            few = dataclasses.replace(experiment.adaptation, lr=lr)
+            scores = scored(pool, params, {"validation": setup.federation.validation}, few, seed)
+            tried[lr] = (scores.get("loss") or scores["error"])["validation"]["1"]
+        best = min(tried, key=lambda lr: tried[lr] if math.isfinite(tried[lr]) else math.inf)
+        settings = dataclasses.replace(experiment.adaptation, steps=problem.adapted, lr=best)
+        name, groups = next(iter(scored(pool, params, {"unseen": setup.federation.unseen}, settings, seed).items()))
     return {
         "method": method,
         "task": task,
         "figure": name,
         "seed": seed,
         "by_step": groups["unseen"],
+        "rate": best,
         "rounds": summary["rounds"],
         "kept": summary["best_round"],
         "bytes_up": summary["bytes_up"],

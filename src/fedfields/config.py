@@ -36,7 +36,18 @@ from fedfields.scenes.monument import Monument, PlaceData
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.scene import Scene
 from fedfields.scenes.town import Town
-from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Learned, Robust, Scaffold, Strategy
+from fedfields.strategies import (
+    FedAcg,
+    FedAvg,
+    FedExp,
+    FedNova,
+    FedOpt,
+    Learned,
+    LossWeighted,
+    Robust,
+    Scaffold,
+    Strategy,
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,9 @@ class Experiment:
     cohort: int = 5
     """Clients in a round, M; all of them if there are fewer."""
 
-    weighting: Literal["uniform", "size"] = "uniform"
-    """A client's weight in the sum: one, or its number of training signals (the official FedMeNF code)."""
+    weighting: Literal["uniform", "size", "loss"] = "uniform"
+    """A client's weight in the sum: one, its number of training signals (the official FedMeNF code), or the inverse of
+    its query loss, between a fifth and five times that of a client of mean loss."""
 
     evaluate_every: int = 50
     """Rounds between evaluations of quality and privacy; the first and the last round are always evaluated."""
@@ -181,7 +193,8 @@ class Experiment:
     @property
     def method(self) -> Method:
         """The parts that make the federated method."""
-        return Method(self.objective, self.local, self.strategy, self.privacy)
+        strategy = LossWeighted(self.strategy) if self.weighting == "loss" else self.strategy  # pyright: ignore
+        return Method(self.objective, self.local, strategy, self.privacy)
 
 
 _INNER = Inner(steps=8, lr=0.1, batch=512)
@@ -459,7 +472,7 @@ _preset(
 _preset(
     "fedreptile",
     "samples: FedAvg with many local steps is Reptile (Jiang et al. 2019); the server's step falls from 1 to 0",
-    **_MODELS | {"local": Local(steps=16, lr=0.05, clip=0.0), "strategy": FedAvg()},
+    **_MODELS | {"local": Local(steps=16, lr=0.05, clip=0.0), "strategy": FedAvg(final=0.01)},
 )
 _preset(
     "per-fedavg",

@@ -16,7 +16,7 @@ from fedfields import tree
 from fedfields.lazy import torch
 from fedfields.objectives.base import Objective
 from fedfields.objectives.meta import Maml
-from fedfields.optim import Adam, Sgd
+from fedfields.optim import Adam, Sgd, falling
 from fedfields.privacy.base import Transform
 from fedfields.privacy.dp import Clipped
 from fedfields.privacy.sources import Secure, uniform
@@ -71,7 +71,7 @@ class Local:
 
     def rate(self, progress: float) -> float:
         """Outer step size when a share ``progress`` in [0, 1] of the run is over."""
-        return self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+        return self.lr * falling(self.final, progress)
 
 
 @dataclass(frozen=True)
@@ -204,13 +204,14 @@ def visit(
     start = shared | own_leaves(loss, client, seed) | memory.get("own", {})
     steps = method.strategy.steps(local.steps * (len(client.train) if local.per_task else 1), received)
     state = _optimizer_state(local, start, memory)
-    params, totals, watcher, gradient = start, {}, _Watcher(loss, memory), None
+    params, totals, watcher, gradient, early = start, {}, _Watcher(loss, memory), None, 1.0
     for step in range(max(steps, int(method.strategy.wants_gradient))):
         loss = watcher.loss(step, params, random)
         task = realise(pick(client.train, random), random)
         estimate = method.objective.estimate(params, task, loss, context)
-        if step == 0 and method.strategy.wants_gradient:
-            gradient = tree.only(estimate.grads, shared)
+        if step == 0:
+            early = estimate.metrics.get("loss", early)
+            gradient = tree.only(estimate.grads, shared) if method.strategy.wants_gradient else None
         if not steps:
             break
         size = float(tree.norm(estimate.grads))
@@ -219,7 +220,7 @@ def visit(
         params, state = local.optimizer.step(params, grads, state, lr)
         for name, value in (estimate.metrics | {"gradient_norm": size}).items():
             totals[name] = totals.get(name, 0.0) + value / steps
-    outcome = Outcome(shared, tree.only(params, shared), steps, lr, weight, gradient)
+    outcome = Outcome(shared, tree.only(params, shared), steps, lr, weight, gradient, early)
     report, memory = method.strategy.report(outcome, received, dict(memory))
     memory |= watcher.kept
     if own := {key: leaf for key, leaf in params.items() if key not in shared}:
@@ -446,6 +447,7 @@ def close_round(
     *,
     cohort: float | None = None,
     source: Source | None = None,
+    progress: float = 0.0,
 ) -> tuple[ServerState, Metrics]:
     """The server's part in one round: sum the reports as they come, undo the transforms in reverse, apply.
 
@@ -456,6 +458,7 @@ def close_round(
         clients: N, the size of the federation.
         cohort: M, the expected number of reports; all clients by default.
         source: of the server's noise; without one it is drawn from the operating system's entropy.
+        progress: share of the run that is over, for a falling step size of the server.
 
     Returns:
         The next state and figures about the step. With no report at all the weights stay as they are, unless a
@@ -463,7 +466,7 @@ def close_round(
     """
     strategy = method.strategy
     total = _sum(reports) if strategy.sums_only else strategy.combine(list(reports))  # pyright: ignore
-    return settle(method, state, total, clients, cohort=cohort, source=source)
+    return settle(method, state, total, clients, cohort=cohort, source=source, progress=progress)
 
 
 def settle(
@@ -474,9 +477,10 @@ def settle(
     *,
     cohort: float | None = None,
     source: Source | None = None,
+    progress: float = 0.0,
 ) -> tuple[ServerState, Metrics]:
     """The end of a round, from the sum of its reports; arguments as for :func:`close_round`."""
-    strategy, source = method.strategy, source or Secure()
+    strategy, source = method.strategy.at(progress), source or Secure()
     cohort = clients if cohort is None else cohort
     if any(transform.of_sum for transform in method.privacy):
         total = _with_fixed_denominator(total, method, state.params, cohort)

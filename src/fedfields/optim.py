@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedfields import tree
 from fedfields.lazy import torch
 from fedfields.types import Memory, Params
+
+
+def falling(final: float, progress: float) -> float:
+    """The share of a step size when ``progress`` of the run is over: from 1 to ``final`` along half a cosine."""
+    return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 @dataclass(frozen=True)

@@ -356,3 +356,12 @@ def test_clips_are_audited_like_pictures():
     )
     assert {"newton_known", "newton_unknown", "matching_known", "matching_unknown", "ntk"} <= set(result.figures)
     assert result.pictures["newton_known"]["ann"].shape == (2, 4, 4, 3)
+
+
+def test_meta_leaves_do_not_change_what_the_readouts_see():
+    start, upload, batch = params_of(0), params_of(1), signal_of().everything()
+    rates = {f"meta.rate.{key}": torch.ones_like(leaf) for key, leaf in start.items()}
+    wanted = look(LOSS, start, upload, batch.inputs)
+    found = look(LOSS, rates | start, tree.scale(rates, 3.0) | upload, batch.inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)

@@ -21,6 +21,11 @@ def doubled(model, inputs, outputs):
 MODELS = {
     "mlp": (Mlp(width=5, depth=2), (2, 3), torch.randn(4, 2, 3, generator=random(1), dtype=torch.float64)),
     "convnet": (ConvNet(4, 2, 2), (1, 6, 7), torch.randn(3, 1, 6, 7, generator=random(1), dtype=torch.float64)),
+    "convnet-batch": (
+        ConvNet(4, 1, norm="batch"),
+        (1, 6, 7),
+        torch.randn(3, 1, 6, 7, generator=random(1), dtype=torch.float64),
+    ),
     "recurrent": (Recurrent(3, 4), (5,), torch.randint(6, (2, 5), generator=random(1))),
 }
 
@@ -37,13 +42,15 @@ def test_mlp_equals_torch(depth):
     torch.testing.assert_close(model(params, x), twin(x))
 
 
-def test_convnet_equals_torch():
-    model = ConvNet(filters=6, blocks=3, groups=2)
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_convnet_equals_torch(norm):
+    model = ConvNet(filters=6, blocks=3, groups=2, norm=norm)
     params = doubled(model, (2, 17, 9), 5)
     params = {key: leaf + 0.1 * torch.randn(leaf.shape, generator=random(2)) for key, leaf in params.items()}
     blocks, channels = [], 2
     for _ in range(3):
-        blocks += [nn.Conv2d(channels, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.MaxPool2d(2)]
+        layer = nn.GroupNorm(2, 6) if norm == "group" else nn.BatchNorm2d(6, track_running_stats=False)
+        blocks += [nn.Conv2d(channels, 6, 3, padding=1), layer, nn.ReLU(), nn.MaxPool2d(2)]
         channels = 6
     twin = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(6 * 2 * 1, 5)).double()
     twin.load_state_dict(dict(zip(twin.state_dict(), params.values(), strict=True)))
@@ -128,6 +135,7 @@ def test_the_first_weights_come_from_the_generator(name):
         (lambda: Mlp(width=0), "an MLP with width 0"),
         (lambda: Mlp(depth=-1), "depth -1"),
         (lambda: ConvNet(filters=6, groups=4), "6 filters in 4 groups"),
+        (lambda: ConvNet(norm="none"), "norm 'none'"),
         (lambda: ConvNet().init((64,), 5, random()), r"samples \[C, H, W\], these are \[64\]"),
         (lambda: ConvNet(blocks=4).init((1, 8, 8), 5, random()), "8 x 8 cannot be halved 4 times; use 3 blocks"),
         (lambda: Recurrent(hidden=0), "hidden 0"),

@@ -1,11 +1,16 @@
 """Every strategy against hand-computed numbers, torch.optim, or another strategy with which it must coincide."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from fedfields.federation import Local, Method, close_round, start_server
+from fedfields.objectives import Fit
+from fedfields.runtime.inprocess import train
 from fedfields.strategies import FedAcg, FedAvg, FedExp, FedNova, FedOpt, Outcome, Robust, Scaffold
+from tests.helpers import clients_of
 
 
 def vector(*values):
@@ -192,3 +197,37 @@ def test_sums_do_not_drift():
         reports = [strategy.report(Outcome(state.params, final, 1, 1.0, w), {}, {})[0] for w in (0.1, 0.2, 0.7)]
         state, _ = close_round(Method(strategy=strategy), state, reports, 3)
     assert float(state.params["x"]) == pytest.approx(100.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("progress, share", [(0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (1.0, 0.0), (2.0, 0.0)])
+def test_the_servers_step_falls_along_half_a_cosine(progress, share):
+    """cos(pi / 3) = 1/2, so three quarters are left after a third of the run."""
+    for strategy in (FedAvg(lr=0.8, final=0.0), Robust("median", tolerate=0, base=FedAvg(lr=0.8, final=0.0))):
+        method, state = Method(strategy=strategy), start_server(strategy, vector(1.0))
+        report = {"delta": vector(2.0), "stats": {"weight": torch.tensor(1.0).double()}}
+        state, _ = close_round(method, state, [report], 1, progress=progress)
+        assert float(state.params["x"]) == pytest.approx(1 - 0.8 * share * 2, abs=1e-12)
+    half = FedOpt(lr=0.3, final=0.2).at(progress).lr
+    assert half == pytest.approx(0.3 * (0.2 + 0.8 * share))
+
+
+def test_fedreptile_takes_smaller_steps_in_later_rounds():
+    """Four clients that each want +1 a round, four rounds: 1, (2 + sqrt 2) / 4, 1/2 and (2 - sqrt 2) / 4 of it."""
+
+    def loss(params, batch):
+        return -params["x"].sum() + 0 * batch.targets.sum()
+
+    method, seen = Method(Fit(), Local(steps=1, lr=1.0, clip=0.0), FedAvg(final=0.0)), [0.0]
+    train(
+        method, clients_of(4), loss, vector(0.0), rounds=4, cohort=4,
+        on_round=lambda one: seen.append(float(one.state.params["x"])),
+    )  # fmt: skip
+    steps = [b - a for a, b in itertools.pairwise(seen)]
+    assert steps == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4])
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedOpt])
+@pytest.mark.parametrize("final", [-0.1, 1.1])
+def test_a_step_that_ends_nowhere_is_refused(strategy, final):
+    with pytest.raises(ValueError, match=r"strategy\.final is"):
+        strategy(final=final)

@@ -46,8 +46,8 @@ class Jacobian(NamedTuple):
 
 
 def linearise(loss: VisibleLoss, params: Params, inputs: Any) -> Jacobian:
-    """The field's Jacobian at ``params``; its product by differentiating the transposed product."""
-    leaves = tree.leaves_of(params)
+    """The field's Jacobian at ``params``, without meta leaves; its product by differentiating the transposed one."""
+    leaves, _ = tree.parted(tree.leaves_of(params))
     values = loss.show(leaves, inputs)
     dual = torch.zeros_like(values, requires_grad=True)
     transposed = torch.autograd.grad(values, list(leaves.values()), dual, create_graph=True)

@@ -78,6 +78,10 @@ class Samples:
     outputs: int = 0
     """Outputs of the model: classes, or numbers in a target; found in the files. Owners of a real run must be told."""
 
+    largest: int = 0
+    """With --weighting size: query rows that count as one whole client, more count no more. Each client then weighs
+    itself, inside the sum, and tells nobody how many it has; 0 takes those of the largest client of a simulation."""
+
     kind: Literal["auto", "classes", "numbers", "text"] = "auto"
     """What targets are; auto goes by the files. Owners of a real run must be told."""
 
@@ -87,7 +91,15 @@ class Samples:
         for name in ("validation", "unseen"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share of the clients, in [0, 1)")
-        for name, least in (("ways", 0), ("shots", 1), ("queries", 1), ("episodes", 1), ("copies", 0), ("length", 1)):
+        for name, least in (
+            ("ways", 0),
+            ("shots", 1),
+            ("queries", 1),
+            ("episodes", 1),
+            ("copies", 0),
+            ("length", 1),
+            ("largest", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.ways == 1:

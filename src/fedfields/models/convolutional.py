@@ -1,15 +1,14 @@
 """The network of few-shot classification: blocks of convolution, normalisation, ReLU and pooling.
 
-Vinyals et al., *Matching Networks*, NeurIPS 2016, and Finn et al., ICML 2017, section 5.2, with group normalisation (Wu
-and He, ECCV 2018) in place of batch statistics: with those, what is predicted for a sample depends on which others are
-asked about with it, and a client with one sample of one class could not be asked at all.
+Vinyals et al., *Matching Networks*, NeurIPS 2016, and Finn et al., ICML 2017, section 5.2. No normalisation here has
+running statistics, which would be no weights and would move in inner loops.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedfields.lazy import torch
 from fedfields.models.layers import keep, layer, linear, positive
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Blocks of 3x3 convolution, group normalisation, ReLU and 2x2 max pooling, and a linear last layer."""
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 max pooling, and a linear last layer."""
 
     filters: int = 32
     """Channels of each block."""
@@ -32,8 +31,15 @@ class ConvNet:
     groups: int = 4
     """Groups of channels, each normalised by itself in each sample; 1 is layer norm, one a filter instance norm."""
 
+    norm: Literal["group", "batch"] = "group"
+    """Over groups of channels of each sample (Wu and He, ECCV 2018), so that a prediction depends on its sample alone;
+    or over the batch, as MAML has it: classes of few samples are learned faster, but what is predicted for a sample
+    depends on which others are asked about with it."""
+
     def __post_init__(self) -> None:
         positive("a ConvNet", filters=self.filters, blocks=self.blocks, groups=self.groups)
+        if self.norm not in ("group", "batch"):
+            raise ValueError(f"a ConvNet with norm {self.norm!r}; it must be group or batch")
         if self.filters % self.groups:
             raise ValueError(
                 f"a ConvNet with {self.filters} filters in {self.groups} groups; they do not divide evenly"
@@ -73,6 +79,11 @@ class ConvNet:
         functional = torch.nn.functional
         for name in self.widths:
             x = functional.conv2d(x, params[f"{name}.conv.weight"], params[f"{name}.conv.bias"], padding=1)
-            x = functional.group_norm(x, self.groups, params[f"{name}.norm.weight"], params[f"{name}.norm.bias"])
+            x = self._normalised(x, params[f"{name}.norm.weight"], params[f"{name}.norm.bias"])
             x = noise(name, functional.max_pool2d(x.relu(), 2))
         return linear(params, "last_layer", x.flatten(1))
+
+    def _normalised(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.norm == "batch":
+            return torch.nn.functional.batch_norm(x, None, None, weight, bias, training=True)
+        return torch.nn.functional.group_norm(x, self.groups, weight, bias)

@@ -168,6 +168,7 @@ class Inner:
     ) -> Iterator[Step]:
         """The steps of the loop; arguments as for :meth:`adapt`."""
         start, meta = tree.parted(params)
+        metaleaves.require(meta, rates=self.learn_rates, noise=self.learn_noise)
         phi = start if second_order else tree.leaves_of(start)
         for _ in range(self.steps):
             before, batch = phi, draw(signal, self.batch, generator)

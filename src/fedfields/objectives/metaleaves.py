@@ -65,6 +65,13 @@ def noise(loss: Loss) -> Params:
     return leaves
 
 
+def require(meta: Params, *, rates: bool, noise: bool) -> None:
+    """Raises ValueError if there are no leaves for what is to be learned: then nothing would be, and nobody told."""
+    for wanted, prefix in ((rates, RATE), (noise, NOISE)):
+        if wanted and not any(key.startswith(prefix) for key in meta):
+            raise ValueError(f"there are no {prefix}* among the weights; add objective.leaves(params, loss) to them")
+
+
 def noisy(loss: Loss) -> Any:
     """The method of the loss that puts noise on its hidden layers.
 

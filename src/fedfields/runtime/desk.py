@@ -52,6 +52,7 @@ class Seat(NamedTuple):
         params: weights of the form that travels.
         session: of secure sums, 16 bytes.
         keys: how a secure sum's client signs, and checks the others' signatures; empty for not at all.
+        share: of the weight that the server gives it, with which it counts; the client's secret, inside the sum.
     """
 
     context: Context
@@ -60,6 +61,7 @@ class Seat(NamedTuple):
     params: Params
     session: bytes
     keys: Mapping[str, Callable[..., Any]] = {}
+    share: float = 1.0
 
 
 class Desk:
@@ -134,7 +136,7 @@ class Desk:
         seed, share, secret = seat.settings.seed, info["share"], seat.settings.secret
         return Job(
             *(seat.client, received, memory or self._initial, seed, info["number"]),
-            *(info["weight"], share, info["progress"], secret),
+            *(info["weight"] * seat.share, share, info["progress"], secret),
         )
 
     def _visited(self, job: Job) -> Reply | Rejected:

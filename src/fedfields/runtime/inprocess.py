@@ -356,6 +356,7 @@ class _Call(NamedTuple):
                 len(self.context.clients),
                 cohort=self._size,
                 source=self._noise,
+                progress=self.progress,
             )
         up = sum(tree.nbytes(reply.report.values()) for reply in replies.values())
         return _Found(state, cohort, replies, dropped, figures, up)
@@ -377,7 +378,8 @@ class _Call(NamedTuple):
             try:
                 with one_thread():
                     found, replies = self.carrier.secret_sum(order)
-                    state, figures = settle(method, state, found.total, len(clients), cohort=size, source=self._noise)
+                    rest = {"cohort": size, "source": self._noise, "progress": self.progress}
+                    state, figures = settle(method, state, found.total, len(clients), **rest)
             except Abandoned as reason:
                 reasons.append(str(reason))
                 refused += self._named(reason.dropped)

@@ -19,8 +19,8 @@ from fedfields.runtime.checkpoint import load_leaves, save_leaves, save_weights
 from fedfields.runtime.desk import Desk, Letter, Seat
 from fedfields.runtime.inprocess import Context
 from fedfields.runtime.keys import OwnerKey, OwnerPublic, checker
-from fedfields.runtime.remote import factored
-from fedfields.runtime.samples import samples_of
+from fedfields.runtime.remote import factored, tells_size
+from fedfields.runtime.samples import samples_of, share_of
 from fedfields.runtime.start import settings_of
 from fedfields.scenes.data import Data
 from fedfields.scenes.frame import Frame, frame_from
@@ -115,15 +115,16 @@ class Owner:
         if self._policy.roster is not None:
             keys["verify"] = checker(names, self._policy.roster)
         settings = settings_of(experiment, None)._replace(secret=True)
-        seat = Seat(context_, info["client"], settings, found.params, info["session"], keys)
+        sized = experiment.weighting == "size"
+        share = share_of(experiment, samples_of(mine)) if sized and isinstance(experiment.data, Samples) else 1.0
+        seat = Seat(context_, info["client"], settings, found.params, info["session"], keys, share)
         shelf = Shelf(self._folder / "memory")
         if experiment != self._experiment:
             self._tell(_summary(experiment, len(names)))
         self._experiment, self._desk = experiment, Desk(seat, shelf)
         if frame is not None:
             publish(self._folder, frame, photos_of((self._client,)))
-        size = _size(experiment, self._client)
-        return Letter({}, {"size": size} if experiment.weighting == "size" else {})
+        return Letter({}, {"size": _size(experiment, self._client)} if tells_size(experiment) else {})
 
     def finish(self, letter: Letter) -> Letter:
         """Keeps the result, as a run that can be adapted, rendered and looked at."""
@@ -266,9 +267,7 @@ def _frame(info: dict[str, Any]) -> Frame | None:
 
 
 def _size(experiment: Experiment, client: Client) -> float:
-    """What a client weighs: its signals, its pixels of a place, or its query samples."""
-    if isinstance(experiment.data, Samples):
-        return samples_of(client)
+    """What a client weighs: its signals, or its pixels of a place."""
     return float(len(client.train[0].support if isinstance(experiment.data, Scene) else client.train))
 
 

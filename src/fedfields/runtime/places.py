@@ -19,6 +19,7 @@ from fedfields.fields import FourierMlp, HashGrid, Joint, Siren, expanded
 from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import CODES, MarchedLoss, RadianceLoss
 from fedfields.metrics import psnr, ssim
+from fedfields.models import ConvNet, Mlp, Recurrent
 from fedfields.optim import Adam
 from fedfields.perceptual import Lpips, load_lpips
 from fedfields.privacy import Surrogate
@@ -30,7 +31,7 @@ from fedfields.runtime.evaluation import mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.seen import in_transit, keep, observations, remembered
-from fedfields.runtime.start import settings_of, shared_by, start_of
+from fedfields.runtime.start import settings_of, shared_by, start_of, with_leaves
 from fedfields.scenes.monument import PlaceData
 from fedfields.scenes.scene import Place
 from fedfields.scenes.tour import load_tour, publish
@@ -281,6 +282,10 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
     place = experiment.data.load(jitters, experiment.seed)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
+    if with_leaves(experiment, params, loss).keys() != params.keys():
+        raise UserError(
+            "learned step sizes and noise are for many small tasks, and a place is one; choose objective:fit"
+        )
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = settings_of(experiment, weights)
@@ -300,9 +305,9 @@ def loss_for(experiment: Experiment) -> RadianceFieldLoss:
         raise UserError("this objective takes second derivatives, which marched rays do not have; choose rays:dense")
     field: Any = experiment.field
     rays = experiment.rays
-    if isinstance(field, Siren | FourierMlp):
+    if isinstance(field, Siren | FourierMlp | Mlp | ConvNet | Recurrent):
         raise UserError(
-            f"{type(field).__name__} is a field of pictures; for a place choose field:hash-grid or field:nerf"
+            f"{type(field).__name__} is no radiance field; for a place choose field:hash-grid or field:nerf"
         )
     if isinstance(rays, Marching):
         if not isinstance(field, HashGrid):

@@ -16,7 +16,7 @@ from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.places import loss_for
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.samples import sample_loss, start_params
-from fedfields.runtime.start import Start, settings_of, shared_by, start_of
+from fedfields.runtime.start import Start, settings_of, shared_by, start_of, with_leaves
 from fedfields.runtime.tasks import task_loss
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.frame import Frame, load_frame
@@ -48,8 +48,10 @@ def bare(experiment: Experiment) -> Bare:
         return _bare_samples(experiment)
     loss = loss_for(experiment) if isinstance(data, PlaceData) else task_loss(experiment)
     if isinstance(data, Data):
-        return Bare(loss, field.init(3 if data.kind == "video" else 2, CHANNELS, random))  # pyright: ignore
-    return Bare(loss, field.init(random))  # pyright: ignore[reportCallIssue]
+        params = field.init(3 if data.kind == "video" else 2, CHANNELS, random)  # pyright: ignore
+    else:
+        params = field.init(random)  # pyright: ignore[reportCallIssue]
+    return Bare(loss, with_leaves(experiment, params, loss))
 
 
 def _bare_samples(experiment: Experiment) -> Bare:
@@ -62,6 +64,11 @@ def _bare_samples(experiment: Experiment) -> Bare:
         raise UserError(
             "owners must know what they share: say --data.kind text, or --data.shape (such as 64 or 1x28x28), "
             "--data.kind classes or numbers, and --data.outputs"
+        )
+    if experiment.weighting == "size" and not data.largest:
+        raise UserError(
+            "owners weigh themselves and tell nobody how many rows they have: say with --data.largest how many query "
+            "rows count as a whole client"
         )
     shape, outputs, kind = form
     loss = sample_loss(experiment, kind)
@@ -127,6 +134,11 @@ class RemoteSetup(NamedTuple):
 
     def draw(self, folder: Path, current: Checkpoint) -> None:
         """There is nothing to compare with."""
+
+
+def tells_size(experiment: Experiment) -> bool:
+    """Whether owners tell the server how much they have; those of samples weigh themselves instead."""
+    return experiment.weighting == "size" and not isinstance(experiment.data, Samples)
 
 
 def set_up_remote(experiment: Experiment, names: Sequence[str], weights: list[float] | None) -> RemoteSetup:

@@ -161,7 +161,7 @@ def run(
         setup = setup.begin(folder, advance)
     except KeyboardInterrupt:
         raise _interrupted("before the first round", folder) from None
-    start = Checkpoint(start_server(experiment.strategy, setup.params), {}, Uploads({}, {}))
+    start = Checkpoint(start_server(experiment.method.strategy, setup.params), {}, Uploads({}, {}))
     log = _Log(folder / "metrics.jsonl")
     if resume:
         start = load(folder / "checkpoints", log.read(warn), warn) or start

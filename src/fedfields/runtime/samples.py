@@ -19,7 +19,7 @@ from fedfields.runtime.checkpoint import Checkpoint, Uploads
 from fedfields.runtime.evaluation import Curve, mean
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Failed, Pool
-from fedfields.runtime.start import settings_of
+from fedfields.runtime.start import settings_of, with_leaves
 from fedfields.seeds import generator
 from fedfields.types import Advance, Batch, Client, Params, Task
 
@@ -96,8 +96,8 @@ def set_up_samples(experiment: Experiment) -> SampleSetup:
     except ValueError as error:
         raise UserError(str(error)) from error
     sizes = [samples_of(client) for client in prepared]
-    weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
-    settings = settings_of(experiment, weights)
+    weights = [share_of(experiment, size, max(sizes)) for size in sizes]
+    settings = settings_of(experiment, weights if experiment.weighting == "size" else None)
     return SampleSetup(experiment, federation, Context(experiment.method, prepared, loss), params, settings)
 
 
@@ -125,14 +125,25 @@ def start_params(experiment: Experiment, loss: ModelLoss, shape: tuple[int, ...]
     """
     try:
         params = loss.model.init(shape, outputs, generator(experiment.seed, "init"))
-        return params | experiment.objective.leaves(params, loss)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return with_leaves(experiment, params, loss)
 
 
 def samples_of(client: Client) -> float:
     """Query samples of a client."""
     return float(sum(len(task.query) for task in client.train))
+
+
+def share_of(experiment: Experiment, size: float, largest: float = 1.0) -> float:
+    """What a client with so many query samples counts where weights go by size, from 0 to 1.
+
+    Args:
+        experiment: its data may say how many samples count 1; each client then weighs itself.
+        size: query samples.
+        largest: those of the largest client, which else counts 1.
+    """
+    return min(1.0, size / (getattr(experiment.data, "largest", 0) or largest))
 
 
 def score_job(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedfields.config import Experiment, to_json
-from fedfields.datasets import SampleData
 from fedfields.errors import UserError
 from fedfields.privacy.dp import Clipped
 from fedfields.runtime.checkpoint import existing, round_of
@@ -20,7 +19,7 @@ from fedfields.runtime.desk import Letter
 from fedfields.runtime.engine import SuperLink, Tls, check_address, hush
 from fedfields.runtime.flower import Flower, Node, Rules
 from fedfields.runtime.keys import OwnerPublic
-from fedfields.runtime.remote import RemoteSetup, published, set_up_remote
+from fedfields.runtime.remote import RemoteSetup, published, set_up_remote, tells_size
 from fedfields.runtime.run import run
 from fedfields.scenes.monument import PlaceData
 
@@ -72,7 +71,7 @@ class Serving:
             )
         if experiment.noise == "seed" and any(isinstance(part, Clipped) for part in experiment.privacy):
             raise UserError("noise that comes from a known seed can be taken away again; say --noise secure")
-        weights = [1.0] * len(self._names) if experiment.weighting == "size" else None
+        weights = [1.0] * len(self._names) if tells_size(experiment) else None
         return set_up_remote(experiment, self._names, weights)
 
     @contextmanager
@@ -82,7 +81,7 @@ class Serving:
         keys = {name: public.node for name, public in self._roster.items()}
         sums = setup.experiment.method.sums
         least = max(self._rules.least, sums.minimum if sums else 1)
-        if setup.experiment.weighting == "size":
+        if tells_size(setup.experiment):
             least = len(self._names)  # Weights are shares of the largest, so everybody's must be known.
         with SuperLink(keys, self._address.host, self._address.port, self._address.tls) as link:
             self.port = link.port
@@ -104,7 +103,7 @@ class Serving:
         weights, size = setup.settings.weights, letter.info.get("size")
         if isinstance(weights, list) and isinstance(size, float) and 0 < size < float("inf"):
             self._sizes[client] = size
-            weigh(self._sizes, weights, isinstance(setup.experiment.data, PlaceData | SampleData))
+            weigh(self._sizes, weights, isinstance(setup.experiment.data, PlaceData))
 
     def _here(self, link: SuperLink) -> dict[int, Node]:
         found = link.here()
@@ -138,10 +137,10 @@ def _greeting(setup: RemoteSetup, names: list[str]) -> Callable[[int, bytes], Le
     return lambda client, session: Letter(trees, info | {"client": client, "session": session})
 
 
-def weigh(sizes: Mapping[int, float], weights: list[float], shares: bool) -> None:
+def weigh(sizes: Mapping[int, float], weights: list[float], place: bool) -> None:
     """Puts in each owner's weight, as a simulation has it: its number of signals, or its share of the largest number of
-    pixels (of a place) or of query samples."""
-    largest = max(sizes.values(), default=1.0) if shares else 1.0
+    pixels of a place."""
+    largest = max(sizes.values(), default=1.0) if place else 1.0
     for client, size in sizes.items():
         weights[client] = size / largest
 

@@ -42,6 +42,18 @@ class Start(NamedTuple):
         return dataclasses.replace(loss, field=Factored(loss.field, self.shared)) if self.shared else loss
 
 
+def with_leaves(experiment: Experiment, params: Params, loss: Loss) -> Params:
+    """The weights and what the objective learns beside them; see `Objective.leaves`.
+
+    Raises:
+        UserError: the objective does not go with the loss.
+    """
+    try:
+        return params | experiment.objective.leaves(params, loss)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def shared_by(loss: Any) -> Params:
     """Frozen factors that the loss's field knows; none for most."""
     field = getattr(loss, "field", None)

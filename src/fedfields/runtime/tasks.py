@@ -21,7 +21,7 @@ from fedfields.runtime.evaluation import evaluate, mean, seen, visible
 from fedfields.runtime.inprocess import Context, Round, Settings
 from fedfields.runtime.pool import Pool, one_thread
 from fedfields.runtime.seen import keep, observations, remembered
-from fedfields.runtime.start import settings_of
+from fedfields.runtime.start import settings_of, with_leaves
 from fedfields.scenes.data import Data, Federation
 from fedfields.scenes.objects import Objects
 from fedfields.scenes.tour import publish
@@ -108,7 +108,7 @@ def set_up_tasks(experiment: Experiment) -> TaskSetup:
         federation = experiment.data.load(experiment.seed)
         values = seen(federation.clients[0].train[0].query).values
         params = experiment.field.init(values.dim() - 1, values.shape[-1], random)
-    clients = federation.clients
+    params, clients = with_leaves(experiment, params, loss), federation.clients
     try:
         prepared = tuple(prepare(experiment.privacy, client, seed=experiment.seed) for client in clients)
     except ValueError as error:

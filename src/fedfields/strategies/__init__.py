@@ -8,5 +8,6 @@ from fedfields.strategies.averaging import FedNova as FedNova
 from fedfields.strategies.base import Outcome as Outcome
 from fedfields.strategies.base import Strategy as Strategy
 from fedfields.strategies.learned import Learned as Learned
+from fedfields.strategies.quality import LossWeighted as LossWeighted
 from fedfields.strategies.robust import Robust as Robust
 from fedfields.strategies.variates import Scaffold as Scaffold

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedfields import tree
 from fedfields.lazy import torch
-from fedfields.strategies.base import Strategy, mean_of
+from fedfields.optim import falling
+from fedfields.strategies.base import Strategy, check_final, mean_of
 from fedfields.types import Memory, Metrics, Params, Report
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class FedOpt(Strategy):
 
     clip: float = 0.0
     """Largest norm of the averaged update; 0 never clips."""
+
+    final: float = 1.0
+    """Share of lr that is left at the end of the run; it falls along half a cosine."""
+
+    def __post_init__(self) -> None:
+        check_final(self.final)
+
+    def at(self, progress: float) -> Strategy:
+        return self if self.final == 1 else replace(self, lr=self.lr * falling(self.final, progress))
 
     def init(self, params: Params) -> Memory:
         start = {key: torch.full_like(leaf, self.tau**2) for key, leaf in params.items()}

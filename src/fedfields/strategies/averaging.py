@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedfields import tree
-from fedfields.strategies.base import Outcome, Strategy, descend, mean_of, scalar
+from fedfields.optim import falling
+from fedfields.strategies.base import Outcome, Strategy, check_final, descend, mean_of, scalar
 from fedfields.types import Memory, Metrics, Params, Report
 
 
@@ -21,6 +22,15 @@ class FedAvg(Strategy):
 
     clip: float = 0.0
     """Largest norm of the averaged update (the official FedMeNF code uses 5); 0 never clips."""
+
+    final: float = 1.0
+    """Share of lr that is left at the end of the run; it falls along half a cosine (FedReptile ends with 0)."""
+
+    def __post_init__(self) -> None:
+        check_final(self.final)
+
+    def at(self, progress: float) -> Strategy:
+        return self if self.final == 1 else replace(self, lr=self.lr * falling(self.final, progress))
 
     def init(self, params: Params) -> Memory:
         return {"velocity": tree.zeros(params)} if self.momentum else {}

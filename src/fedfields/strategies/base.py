@@ -6,6 +6,7 @@ So every strategy works unchanged when nobody may look at a single report.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What local training did: from ``start`` (received) to ``final`` in ``steps`` steps of ``lr``; the weight p_k; and
-    the objective's gradient at ``start``, for strategies that want it."""
+    """What local training did: from ``start`` (received) to ``final`` in ``steps`` steps of ``lr``; the weight p_k; the
+    objective's gradient at ``start``, for strategies that want it; and its loss there."""
 
     start: Params
     final: Params
@@ -27,6 +28,7 @@ class Outcome(NamedTuple):
     lr: float
     weight: float
     gradient: Params | None = None
+    loss: float = 1.0
 
 
 class Strategy(ABC):
@@ -40,6 +42,11 @@ class Strategy(ABC):
 
     heaviest: ClassVar[float] = 1.0
     """How many times its weight p_k a client may count."""
+
+    def at(self, progress: float) -> Strategy:
+        """The server's step when a share ``progress`` of the run is over; most are the same all the way."""
+        base = getattr(self, "base", None)
+        return self if base is None else dataclasses.replace(self, base=base.at(progress))  # pyright: ignore
 
     def init(self, params: Params) -> Memory:
         """What the server remembers before the first round."""
@@ -104,3 +111,9 @@ def mean_of(total: Report, key: str = "delta") -> Params:
 def descend(params: Params, direction: Params, lr: float = 1.0) -> Params:
     """``params - lr direction`` in the dtype of the direction (float64), cast back to that of the weights."""
     return {key: (leaf - lr * direction[key]).to(leaf.dtype) for key, leaf in params.items()}
+
+
+def check_final(final: float) -> None:
+    """Raises ValueError unless this is a share of a step size."""
+    if not 0 <= final <= 1:
+        raise ValueError(f"strategy.final is {final}; it must lie in [0, 1]")
