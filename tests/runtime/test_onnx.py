@@ -22,6 +22,7 @@ CASES = {
     "picture, mlp": (Mlp(width=12, depth=1), (1, 8, 8)),
     "linear": (Mlp(depth=0), (5,)),
     "picture, conv": (ConvNet(filters=8, blocks=3, groups=2), (3, 20, 13)),
+    "picture, conv with batch norm": (ConvNet(filters=8, blocks=2, norm="batch"), (1, 9, 14)),
     "text, recurrent": (Recurrent(embedding=4, hidden=12), (9,)),
 }
 

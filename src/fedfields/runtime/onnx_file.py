@@ -26,6 +26,9 @@ from fedfields.types import Params
 OPSET, IR = 17, 8
 """Versions of operators and format, of 2022: old enough for the runtimes that are in use."""
 
+EPSILON = 1e-5
+"""Of normalisations, as torch has it by default."""
+
 
 def write_onnx(path: Path, model: Any, params: Params, shape: Sequence[int], about: str = "") -> None:
     """Writes ``model`` with the weights ``params``; meta leaves are no part of it.
@@ -142,23 +145,36 @@ def _mlp(graph: _Graph, model: Mlp, shape: Sequence[int]) -> None:
 
 
 def _conv_net(graph: _Graph, model: ConvNet, shape: Sequence[int]) -> None:
-    """Group normalisation is that of instances whose channels are the groups, as ONNX itself defines it."""
     height, width = shape[1:]
-    ones, zeros = graph.constant("ones", torch.ones(model.groups)), graph.constant("zeros", torch.zeros(model.groups))
-    grouped = graph.constant("grouped", [0, model.groups, -1])
     for i, name in enumerate(model.widths):
         kernel, bias = graph.weight(f"{name}.conv.weight"), graph.weight(f"{name}.conv.bias")
         graph.then("Conv", kernel, bias, pads=[1, 1, 1, 1])
-        graph.then("Reshape", grouped)
-        graph.then("InstanceNormalization", ones, zeros, epsilon=1e-5)  # As torch has it by default.
-        graph.then("Reshape", graph.constant(f"size.{i}", [0, model.filters, height >> i, width >> i]))
-        for kind, part in (("Mul", "weight"), ("Add", "bias")):
-            by_channel = graph.weights[f"{name}.norm.{part}"].view(-1, 1, 1)
-            graph.then(kind, graph.constant(f"{name}.norm.{part}", by_channel))
+        norm = _batch_norm if model.norm == "batch" else _group_norm
+        norm(graph, model, f"{name}.norm", (height >> i, width >> i))
         graph.then("Relu")
         graph.then("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
     graph.then("Flatten", axis=1)
     graph.linear("last_layer")
+
+
+def _group_norm(graph: _Graph, model: ConvNet, name: str, size: tuple[int, int]) -> None:
+    """That of instances whose channels are the groups, as ONNX itself defines it."""
+    ones, zeros = graph.constant("ones", torch.ones(model.groups)), graph.constant("zeros", torch.zeros(model.groups))
+    graph.then("Reshape", graph.constant("grouped", [0, model.groups, -1]))
+    graph.then("InstanceNormalization", ones, zeros, epsilon=EPSILON)
+    graph.then("Reshape", graph.constant(f"{name}.size", [0, model.filters, *size]))
+    for kind, part in (("Mul", "weight"), ("Add", "bias")):
+        by_channel = graph.weights[f"{name}.{part}"].view(-1, 1, 1)
+        graph.then(kind, graph.constant(f"{name}.{part}", by_channel))
+
+
+def _batch_norm(graph: _Graph, model: ConvNet, name: str, size: tuple[int, int]) -> None:
+    """By the statistics of the batch that is asked about: that of one instance with all samples side by side."""
+    graph.then("Transpose", perm=[1, 0, 2, 3])
+    graph.then("Reshape", graph.constant("side_by_side", [1, model.filters, -1]))
+    graph.then("InstanceNormalization", graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias"), epsilon=EPSILON)
+    graph.then("Reshape", graph.constant(f"{name}.size", [model.filters, -1, *size]))
+    graph.then("Transpose", perm=[1, 0, 2, 3])
 
 
 def _recurrent(graph: _Graph, model: Recurrent, shape: Sequence[int]) -> None:

@@ -25,6 +25,7 @@ from fedfields.runtime.onnx_file import write_onnx
 from fedfields.runtime.pool import one_thread
 from fedfields.runtime.run import clean, load_experiment
 from fedfields.runtime.samples import figures, sample_loss, start_params
+from fedfields.runtime.start import with_leaves
 from fedfields.runtime.tasks import radiance_loss
 from fedfields.scenes.clips import CLIP_SUFFIXES, load_clip
 from fedfields.scenes.data import Data
@@ -172,7 +173,7 @@ def _visible(path: Path, experiment: Experiment) -> _Opened:
         shape = (len(signal.shape),)
         fresh = experiment.field.init(shape[0], signal.values.shape[-1], random)
         task, loss = Task(signal, signal, path.stem), FieldLoss(experiment.field)
-    truth = seen(task.query)
+    truth, fresh = seen(task.query), with_leaves(experiment, fresh, loss)
 
     def measure(params: Params) -> float:
         return psnr(render(loss, params, truth), truth.values)
