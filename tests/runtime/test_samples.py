@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -15,13 +16,15 @@ from fedfields.cli import main
 from fedfields.config import choose, from_json, preset, to_json
 from fedfields.datasets import Samples, Sinusoids
 from fedfields.errors import UserError
-from fedfields.models import Mlp
+from fedfields.losses import ModelLoss
+from fedfields.models import Mlp, Recurrent
 from fedfields.objectives import Fit, Inner, Maml
 from fedfields.report import write_report
 from fedfields.runtime.pool import Pool
 from fedfields.runtime.run import Interrupted, load_experiment, run
-from fedfields.runtime.samples import deciding, scored, set_up_samples
+from fedfields.runtime.samples import deciding, figures, scored, set_up_samples
 from fedfields.strategies import FedOpt
+from fedfields.types import Batch
 from tests.runtime.deployment import federation
 
 
@@ -221,3 +224,41 @@ def test_owners_of_rows_weigh_themselves_and_tell_nobody_how_many_they_have(tmp_
     weights = [min(1.0, rows / 2 / 16) for rows in (10, 20, 40)]
     setup = set_up_samples(load_experiment(tmp_path / "sim"))
     assert setup.settings.weights == weights
+
+
+def test_the_next_character_is_learned_from_many_texts(tmp_path):
+    """Each owner's text repeats a word of its own: after adaptation most of its characters are known."""
+    words = ("harbour ", "meadows ", "village ", "station ", "library ", "windows ", "gardens ", "bridges ", "markets ")
+    (tmp_path / "texts").mkdir()
+    for i, word in enumerate(words):
+        (tmp_path / "texts" / f"{i}.txt").write_text(word * 20)
+    experiment = small(
+        data=Samples(tmp_path / "texts", length=16),
+        field=Recurrent(embedding=4, hidden=24),
+        strategy=FedOpt("adam", lr=0.03),
+        objective=Maml(Inner(steps=2, lr=1.0, batch=0, clip=0.0), first_order=True),
+        adaptation=Adaptation(steps=8, lr=2.0, batch=0, clip=0.0),
+        rounds=60,
+        evaluate_every=60,
+    )
+    accuracy = run(experiment, tmp_path / "run")["scores"]["accuracy"]["unseen"]
+    assert accuracy["8"] > 0.4 and accuracy["8"] > accuracy["0"] + 0.1
+
+
+def test_figures_are_what_one_counts_by_hand():
+    loss = ModelLoss(Mlp(width=1, depth=1))
+    params = {  # relu(x) into logits 0 and relu(x) - 1
+        "layers.0.weight": torch.ones(1, 1),
+        "layers.0.bias": torch.zeros(1),
+        "last_layer.weight": torch.tensor([[0.0], [1.0]]),
+        "last_layer.bias": torch.tensor([0.0, -1.0]),
+    }
+    form = loss.model.init((1,), 2, torch.Generator())
+    assert {key: leaf.shape for key, leaf in form.items()} == {key: leaf.shape for key, leaf in params.items()}
+    batch = Batch(torch.tensor([[-3.0], [0.5], [3.0], [5.0]]), torch.tensor([0, 1, 1, 1]))
+    found = figures(loss, params, batch)
+    logits = [(-1, 0), (-0.5, 1), (2, 1), (4, 1)]  # Of class 1, and what is right.
+    wanted = [math.log(1 + math.exp(-z if right else z)) for z, right in logits]
+    assert found["accuracy"] == 0.75 and found["loss"] == pytest.approx(sum(wanted) / 4)
+    numbers = figures(ModelLoss(Mlp(width=1, depth=1), "numbers"), params, Batch(batch.inputs, torch.zeros(4, 2)))
+    assert numbers == {"error": pytest.approx((1 + 0.25 + 4 + 16) / 8)}
