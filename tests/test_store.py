@@ -180,7 +180,7 @@ def test_no_source_unpickles_or_runs_what_it_reads():
                 loads.append((name, options["weights_only"]))
             assert called != "torch.save", name
     assert loads == [("store.py", "True")]
-    assert zips == {"store.py", "scenes/clips.py"}
+    assert zips == {"store.py", "scenes/clips.py", "datasets/tables.py"}
 
 
 WRITERS = {"write_text", "write_bytes", "save", "savez", "savez_compressed", "save_file", "tofile", "dump", "savetxt",
@@ -210,6 +210,7 @@ def test_every_file_is_written_through_the_store():
         ("mapping/store.py", "write_text"),
         ("runtime/run.py", "write_text"),
         ("runtime/run.py", "save"),
+        ("runtime/tune.py", "write_text"),
         ("runtime/join.py", "program.log.write"),
         ("runtime/flower.py", "desk.secret.save"),
         ("runtime/remote.py", "self.frame.save"),

@@ -1,5 +1,5 @@
-"""The command line: ``fedfields photos | check | run | adapt | audit | report | render | export | view | demo``, and
-``keys | serve | join`` for runs between machines, and ``map`` for one large map (`fedfields.cli_map`).
+"""The command line: ``fedfields photos | check | run | tune | adapt | audit | report | render | export | view | demo``,
+and ``keys | serve | join`` for runs between machines, and ``map`` for one large map (`fedfields.cli_map`).
 
 Settings are the fields of the experiment's dataclasses. Two habits make them easy to type: a part is chosen by
 ``axis:name`` anywhere on the line (``strategy:fednova privacy:noise``), and a flag may leave out the beginning of
@@ -28,7 +28,8 @@ USAGE = """\
 fedfields: federated learning of neural fields
 
   fedfields run PRESET [--data DIR] [axis:name ...] [--SETTING VALUE ...]   train, evaluate, report
-  fedfields adapt RUN SIGNAL      fit the run's initialisation to a picture, clip or object of your own
+  fedfields tune PRESET [...] --trials N   search for its settings, on validation clients alone
+  fedfields adapt RUN FILE        fit the run's initialisation to a picture, clip, object or rows of your own
   fedfields audit RUN             attack the uploads of a run with everything we know
   fedfields report RUN [RUN ...]  one page that shows a run, or compares several
   fedfields render RUN            a film of the place that a run learned (colour, depth)
@@ -102,24 +103,30 @@ class Output:
 
 
 def _run(arguments: list[str]) -> int:
-    output, experiment, name = _experiment(arguments, Output(), "run", _RUN_HELP)
+    output, experiment, name = experiment_of(arguments, Output(), "run", _RUN_HELP)
     from fedfields.runtime.run import default_folder
 
     return _train(experiment, output.out or default_folder(name), name, output)
 
 
-def _experiment(arguments: list[str], default: OutputT, command: str, about: str) -> tuple[OutputT, Any, str]:
-    """The command's own settings, the experiment that a line describes, and its preset's name.
+def words_and_flags(arguments: list[str]) -> tuple[list[str], Flags, bool]:
+    """What a line says: preset and parts, settings, and whether some of it is from a file.
 
     A word that ends in .toml is a file with such a line: preset, parts and settings; what the line says comes after it.
     """
-    from fedfields.config import AXES, PRESETS, choose, preset
-
     words, flags = _split(arguments)
     files = [word for word in words if word.endswith(".toml")]
     if files:
         more, settings = _from_toml(files)
         words, flags = [*more, *(word for word in words if word not in files)], settings | flags
+    return words, flags, bool(files)
+
+
+def experiment_of(arguments: list[str], default: OutputT, command: str, about: str) -> tuple[OutputT, Any, str]:
+    """The command's own settings, the experiment that a line describes, and its preset's name."""
+    from fedfields.config import AXES, PRESETS, choose, preset
+
+    words, flags, files = words_and_flags(arguments)
     names = [word for word in words if ":" not in word]
     if not names and not flags.keys() & {"--resume", "--help"}:
         raise UserError(f"which preset? choose from {', '.join(PRESETS)} (fedfields presets explains them)")
@@ -227,12 +234,15 @@ class AdaptFlags:
     out: Path | None = None
     """Folder for the result; RUN/adapted/NAME by default."""
 
+    onnx: bool = True
+    """Write the adapted model as ONNX, too: fields of pictures and clips, and models of samples."""
+
 
 def _adapt(arguments: list[str]) -> int:
     words, flags = _split(arguments)
     if "--help" not in flags and len(words) != 2:
         raise UserError(
-            f"fedfields adapt needs RUN and SIGNAL (a picture, a clip or an object), found {len(words)} of them"
+            f"fedfields adapt needs RUN and FILE (a picture, clip, object, or rows), found {len(words)} of them"
         )
     from fedfields.adaptation import Adaptation
 
@@ -242,13 +252,16 @@ def _adapt(arguments: list[str]) -> int:
         from fedfields.runtime.run import load_experiment
 
         base = load_experiment(Path(words[0])).adaptation
-    about = "Fit the run's initialisation to a picture, clip or object of your own; compares it with a random start."
-    settings = _parse(Adaptation, base, rest, "fedfields adapt RUN SIGNAL", about)
+    about = (
+        "Fit the run's initialisation to a picture, clip or object of your own, or to rows of your own (.npz, .csv,\n"
+        ".txt); compare it with a random start; write the adapted model as safetensors and, without --no-onnx, as ONNX."
+    )
+    settings = _parse(Adaptation, base, rest, "fedfields adapt RUN FILE", about)
 
     from fedfields.runtime.personal import personalise
     from fedfields.terminal import show_adaptation
 
-    show_adaptation(personalise(Path(words[0]), Path(words[1]), settings, output.out))
+    show_adaptation(personalise(Path(words[0]), Path(words[1]), settings, output.out, onnx=output.onnx))
     return 0
 
 
@@ -626,7 +639,7 @@ class ServeFlags(Output):
 
 
 def _serve(arguments: list[str]) -> int:
-    settings, experiment, name = _experiment(arguments, ServeFlags(), "serve", _SERVE_HELP)
+    settings, experiment, name = experiment_of(arguments, ServeFlags(), "serve", _SERVE_HELP)
     check_installed("serve")
     from fedfields.runtime.flower import Rules
     from fedfields.runtime.keys import load_roster
@@ -729,6 +742,12 @@ def _map(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _tune(arguments: list[str]) -> int:
+    from fedfields.cli_tune import main
+
+    return main(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "adapt": _adapt,
@@ -743,6 +762,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": _serve,
     "join": _join,
     "map": _map,
+    "tune": _tune,
     "presets": _presets,
     "demo": _demo,
 }

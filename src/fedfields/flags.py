@@ -80,6 +80,36 @@ def parse(kind: type[T], default: T, flags: Flags, prog: str, about: str) -> T:
         raise UserError(said or "the flags make no sense") from stop
 
 
+def whole_name(default: Any, name: str) -> str:
+    """The whole name of a setting, which may be shortened to its unique ending; both without dashes in front.
+
+    Raises:
+        UserError: there is no such setting, or there are several.
+    """
+    return _resolve(f"--{name.replace('_', '-')}", _flag_types(default))[0].removeprefix("--")
+
+
+def spelled_out(default: Any, flags: Flags) -> dict[str, str]:
+    """Flags by whole names without dashes; switches are true or false.
+
+    Raises:
+        UserError: there is no such setting, or a setting lacks its value.
+    """
+    found, known = {}, _flag_types(default)
+    for given, value in flags.items():
+        name, current, negated = _resolve(given, known)
+        word = _tyro_words(name, current, negated, value)[-1]
+        if isinstance(current, bool):
+            word = "true" if word == name else "false"
+        found[name.removeprefix("--")] = word
+    return found
+
+
+def setting(default: Any, name: str) -> tuple[Any, Any]:
+    """The value and the type of a setting, by its whole name without dashes."""
+    return _flag_types(default)[f"--{name}"], _hint(default, f"--{name}")
+
+
 def _flag_types(default: Any, prefix: str = "--") -> dict[str, Any]:
     """Every flag of nested dataclass values, with the value it has by default."""
     flags: dict[str, Any] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -268,16 +269,51 @@ def _columns(curve: Mapping[str, float]) -> list[str]:
 
 
 def show_adaptation(result: Any) -> None:
-    """PSNR by step from the run's initialisation and from a random one."""
-    table = Table(title=escape(f"{result.name}: PSNR in dB by adaptation step"))
+    """The figure by step from the run's initialisation and from a random one."""
+    what, digits = ("PSNR in dB", 1) if result.figure == "psnr" else (result.figure, 3)
+    table = Table(title=escape(f"{result.name}: {what} by adaptation step"))
     table.add_column("step", justify="right")
     table.add_column("from the run", justify="right")
     table.add_column("from a random start", justify="right")
-    for step, value in result.psnr.items():
-        table.add_row(step, _number(value), _number(result.local.get(step)))
+    for step, value in result.curve.items():
+        table.add_row(step, _number(value, digits), _number(result.local.get(step), digits))
     console.print(table)
+    for note in result.notes:
+        warn(note)
     for file in result.files:
         console.print(str(file), soft_wrap=True, markup=False)
+
+
+def trial_line(trial: Any) -> str:
+    """A trial that is over."""
+    value = "failed" if trial.value is None else _number(trial.value, 4)
+    told = {"pruned": f" (pruned after {plural(trial.rounds, 'round')})", "failed": f" ({trial.reason})"}
+    tried = ", ".join(f"{_setting(name)} {value}" for name, value in trial.values.items())
+    return f"[dim]trial {trial.number}: {value}, {escape(tried + told.get(trial.state, ''))}[/]"
+
+
+def show_search(trials: Sequence[Any], folder: Path) -> None:
+    """The best trials of a search, and the settings as they stood."""
+    ranked = sorted((one for one in trials if one.state == "complete"), key=lambda one: one.value)
+    shown = ranked[:8] + [one for one in ranked[8:] if one.number == 0]
+    table = Table(title="validation clients after adaptation, lower is better", box=box.SIMPLE_HEAD)
+    for name in ("trial", "figure", "rounds", *map(_setting, trials[0].values)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in shown:
+        table.add_row(str(one.number), _number(one.value, 4), str(one.rounds), *one.values.values())
+    console.print(table)
+    ended = {state: sum(one.state == state for one in trials) for state in ("complete", "pruned", "failed")}
+    console.print(", ".join(f"{count} {state}" for state, count in ended.items() if count), style="dim")
+    if ranked:
+        what = f"{folder / 'best.toml'}: trial {ranked[0].number}; fedfields run judges it by the test clients, once"
+        console.print(what, soft_wrap=True, markup=False)
+    else:
+        warn("no trial was completed; search smaller rates")
+
+
+def _setting(name: str) -> str:
+    """The last two parts of a setting's name."""
+    return ".".join(name.split(".")[-2:])
 
 
 def show_audit(result: Mapping[str, Any]) -> None:

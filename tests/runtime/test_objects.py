@@ -112,6 +112,7 @@ def test_an_owner_adapts_an_object_and_films_it(finished, balls, capsys):
     made = folder / "adapted" / "ball-1"
     assert {file.name for file in made.iterdir()} == {
         "field.safetensors",
+        "adapted.json",
         "adapted.png",
         "random-start.png",
         "truth.png",

@@ -199,7 +199,7 @@ def fails(capsys, *arguments):
         (["run", "--resume"], ["needs --out"]),
         (["run", "--resume", "--out", "/no/such/run"], ["/no/such/run"]),
         (["adapt", "/no/such/run", "x.png"], ["/no/such/run"]),
-        (["adapt", "onlyone"], ["RUN and SIGNAL"]),
+        (["adapt", "onlyone"], ["RUN and FILE"]),
         (["report"], ["at least one RUN"]),
         (["check", "/no/such/place"], ["/no/such/place"]),
         (["demo", "nerf"], ["nerf"]),
@@ -336,6 +336,8 @@ def test_adapt_writes_pictures_and_compares_with_a_random_start(finished, pictur
     assert stop.value.code == 0
     assert {p.name for p in (tmp_path / "a").iterdir()} == {
         "field.safetensors",
+        "field.onnx",
+        "adapted.json",
         "adapted.png",
         "random-start.png",
         "truth.png",

@@ -155,20 +155,20 @@ class Samples:
         Raises:
             UserError: as `load`; or they are not of the shape or kind of the run.
         """
-        found, _ = self._read(path, seed)
+        found, _ = self._read(path, seed, alone=True)
         rows = copied(_together(list(found.values())), self.copies, self.turn, seed, name)
         if not enough(rows, self.way):
             raise UserError(f"{path} has too few rows for support and query")
         return Client(name, (task_of(name, rows, self.way, seed),))
 
-    def _read(self, path: Path | None, seed: int) -> tuple[dict[str, Rows], int]:
-        """The rows of each client, and the outputs of a model for them."""
+    def _read(self, path: Path | None, seed: int, *, alone: bool = False) -> tuple[dict[str, Rows], int]:
+        """The rows of each client, or of one who is ``alone``, and the outputs of a model for them."""
         if path is None:
             return digits(seed), 10
         if self.kind == "text" or (self.kind == "auto" and texts_in(path)):
             return read_texts(path, self.length), len(CHARACTERS) + 1
         columns = tuple(name.strip() for name in self.client.split(",") if name.strip())
-        rows, outputs = read_clients(path, self.inputs, self.target, columns, self.kind)
+        rows, outputs = read_clients(path, self.inputs, self.target, columns, self.kind, alone=alone)
         found = next(iter(rows.values()))
         asked = self.input_shape()
         if asked and tuple(found.inputs.shape[1:]) != asked:

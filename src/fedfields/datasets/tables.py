@@ -33,7 +33,9 @@ class Table(NamedTuple):
     owners: NDArray[Any] | None
 
 
-def read_clients(path: Path, inputs: str, target: str, owners: Sequence[str], kind: str) -> tuple[dict[str, Rows], int]:
+def read_clients(
+    path: Path, inputs: str, target: str, owners: Sequence[str], kind: str, *, alone: bool = False
+) -> tuple[dict[str, Rows], int]:
     """The rows of each client, and how many outputs a model for them has.
 
     Args:
@@ -42,13 +44,15 @@ def read_clients(path: Path, inputs: str, target: str, owners: Sequence[str], ki
         target: array or column of the targets.
         owners: arrays or columns that together name the client of a row.
         kind: "classes", "numbers" or "auto".
+        alone: all rows are one client's, whatever a column says, and its classes are numbers: of a class in words, it
+            cannot know which of a run's it is.
 
     Raises:
         UserError: there is nothing to read, or something cannot be used; it names the file, and the line if it has any.
     """
     files = _files(path)
-    if path.is_dir():
-        tables = {file.stem: _read(file, inputs, target, ()) for file in files}
+    if path.is_dir() or alone:
+        tables = {file.stem: _read(file, inputs, target, (), owners) for file in files}
     else:
         table = _read(files[0], inputs, target, owners)
         assert table.owners is not None
@@ -58,6 +62,8 @@ def read_clients(path: Path, inputs: str, target: str, owners: Sequence[str], ki
             for mine in [table.owners == name]
         }
     _check_alike(path, tables)
+    if alone and any(table.targets.dtype.kind in "US" for table in tables.values()):
+        raise UserError(f"{printable(str(path))} has words for targets; number the classes from 0, as the run does")
     return _as_rows(path, tables, kind)
 
 
@@ -79,14 +85,16 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, inputs: str, target: str, owners: Sequence[str]) -> Table:
+def _read(file: Path, inputs: str, target: str, owners: Sequence[str], ignored: Sequence[str] = ()) -> Table:
     where = printable(str(file))
     try:
         content = read_file(file, LARGEST)
     except (OSError, ValueError) as error:
         raise UserError(f"{where} cannot be read ({error})") from error
-    read = _from_npz if file.suffix.lower() == ".npz" else _from_csv
-    table = read(where, content, inputs, target, owners)
+    if file.suffix.lower() == ".npz":
+        table = _from_npz(where, content, inputs, target, owners)
+    else:
+        table = _from_csv(where, content, target, owners, ignored)
     if not len(table.inputs):
         raise UserError(f"{where} has no rows; take it out, or fill it")
     return table
@@ -113,7 +121,7 @@ def _from_npz(where: str, content: bytes, inputs: str, target: str, owners: Sequ
 _HINT = "name them with --data.inputs, --data.target and --data.client"
 
 
-def _from_csv(where: str, content: bytes, inputs: str, target: str, owners: Sequence[str]) -> Table:
+def _from_csv(where: str, content: bytes, target: str, owners: Sequence[str], ignored: Sequence[str]) -> Table:
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -124,7 +132,7 @@ def _from_csv(where: str, content: bytes, inputs: str, target: str, owners: Sequ
     head = lines[0]
     if missing := next((name for name in owners if name not in head), None):
         raise UserError(f"{where} has no column '{missing}' to say whose a row is; name it with --data.client")
-    rest = [i for i, name in enumerate(head) if name != target and name not in owners]
+    rest = [i for i, name in enumerate(head) if name not in (target, *owners, *ignored)]
     if not rest:
         raise UserError(f"{where} has no column of inputs beside {target}")
     values, targets, whose = [], [], []

@@ -55,6 +55,15 @@ class Spot(NamedTuple):
     peak: float | None = None
 
 
+class Dot(NamedTuple):
+    """A point of a plane, filled or hollow."""
+
+    x: float
+    y: float
+    look: int
+    hollow: bool = False
+
+
 class Scale(NamedTuple):
     """Values to places between ``start`` and ``end``; ``low`` and ``high`` are already bent."""
 
@@ -89,12 +98,35 @@ def over_rounds(alt: str, lines: Sequence[Line], unit: str, floors: Sequence[flo
     values = [*figures_of(lines), *floors]
     rounds = [step for line in lines for step, _ in line.points]
     x = _linear(rounds, LEFT, _right(lines), least=0.6, whole=below == "round")
-    if unit != DECIBELS and min(values) > 0 and max(values) > 100 * min(values):
-        y = _decades(values)
-    else:
-        y = _linear(values, BOTTOM, TOP, least=5 if unit == DECIBELS else 0)
+    y = _upright(values, unit)
     band = _box(x.start, y(max(floors)), x.end, y(min(floors))) if floors else ""
     return _chart(alt, x, y, below, unit, band + _curves(lines, x, y))
+
+
+def scatter(
+    alt: str,
+    dots: Sequence[Dot],
+    unit: str,
+    below: str,
+    *,
+    choices: Sequence[str] = (),
+    wide: bool = False,
+    path: Points = (),
+) -> str:
+    """Dots over numbers, on a logarithmic axis if they are ``wide`` apart, or over the positions of ``choices``.
+
+    ``path`` is a line through the plane.
+    """
+    across, right = [dot.x for dot in dots], WIDTH - 12
+    if choices:
+        x = Scale(-0.5, len(choices) - 0.5, LEFT, right, [(i, esc(name, 12)) for i, name in enumerate(choices)])
+    else:
+        x = _decades(across, LEFT, right) if wide else _linear(across, LEFT, right, least=0.6)
+    y = _upright([dot.y for dot in dots], unit, span=10)
+    placed = [None if value is None else (x(at), y(value)) for at, value in path]
+    drawing = _stroke(_path(placed), 0, plain=True) if placed else ""
+    marks = (_mark(x(dot.x), y(dot.y), dot.look, dot.hollow) for dot in dots)
+    return _chart(alt, x, y, below, unit, drawing + "".join(marks))
 
 
 def over_steps(alt: str, lines: Sequence[Line], unit: str) -> str:
@@ -148,19 +180,30 @@ def _linear(values: Sequence[float], start: float, end: float, least: float = 0,
     return Scale(low, high, start, end, [(tick, f"{tick:g}".replace("-", "−")) for tick in ticks])
 
 
+def _upright(values: Sequence[float], unit: str, span: float = 100) -> Scale:
+    """The vertical axis: logarithmic where the largest value is more than ``span`` times the smallest."""
+    if unit != DECIBELS and min(values) > 0 and max(values) > span * min(values):
+        return _decades(values, BOTTOM, TOP)
+    return _linear(values, BOTTOM, TOP, least=5 if unit == DECIBELS else 0)
+
+
 def _round_up(step: float) -> float:
     """The next of 1, 2, 5 times a power of ten."""
     base = 10.0 ** math.floor(math.log10(step))
     return next((base * factor for factor in (1, 2, 5) if base * factor >= step), base * 10)
 
 
-def _decades(values: Sequence[float]) -> Scale:
-    """A logarithmic scale with a tick at each power of ten, or at some of them."""
+def _decades(values: Sequence[float], start: float, end: float) -> Scale:
+    """A logarithmic scale with a tick at each power of ten, or at some of them; at 1, 2 and 5 where there are few."""
     low, high = math.log10(min(values)), math.log10(max(values))
-    low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    room = 0.06 * (high - low) or 0.1
+    low, high = low - room, high + room
     powers = range(math.ceil(low), math.floor(high) + 1, math.ceil((high - low) / 6))
     ticks = [(10.0**power, "10" + str(power).translate(_RAISED)) for power in powers]
-    return Scale(low, high, BOTTOM, TOP, ticks, math.log10)
+    if len(ticks) < 3:
+        finer = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high)) for factor in (1, 2, 5)]
+        ticks = [(tick, f"{tick:g}") for tick in finer if low <= math.log10(tick) <= high]
+    return Scale(low, high, start, end, ticks, math.log10)
 
 
 def _chart(alt: str, x: Scale, y: Scale, below: str, unit: str, drawing: str) -> str:

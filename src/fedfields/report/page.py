@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from fedfields.report import charts, samples, tables
@@ -86,13 +86,18 @@ def page(runs: Sequence[Run]) -> str:
         _guide(runs),
         tables.settings(runs),
     ]
+    return document(_title(runs), parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page of parts that are HTML already, as is the title."""
     body = "\n".join(part for part in parts if part)
     style = files("fedfields.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_title(runs)} · fedfields</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{title} · fedfields</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -160,5 +165,10 @@ def _guide(runs: Sequence[Run]) -> str:
         terms = {term: text for term, text in terms.items() if term in known}
     elif not any(run.place for run in runs):
         terms = GUIDE
+    return glossary(terms)
+
+
+def glossary(terms: Mapping[str, str]) -> str:
+    """What the page's words mean."""
     items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in terms.items())
     return section("how", "How to read this", "", f'<dl class="guide">{items}</dl>')

@@ -45,6 +45,9 @@ from fedfields.types import Advance, Params
 BLOW_UP = 4.0
 """How many times the first loss before adaptation counts as divergence."""
 
+STOPPED = "stopped early"
+"""How the warning of a run begins that diverged for all of its clients."""
+
 WRITTEN = ("", "checkpoints", "images", "observations")
 """Where in its folder a run writes."""
 
@@ -105,6 +108,13 @@ def load_experiment(folder: Path) -> Experiment:
     if not isinstance(found, Experiment):
         raise UserError(f"{folder / 'experiment.json'} does not hold an experiment; the file is damaged")
     return found
+
+
+def rounds_of(folder: Path) -> list[dict]:
+    """The records of a run's rounds so far, up to the first that is not there whole."""
+    log = _Log(folder / "metrics.jsonl")
+    log.read(lambda line: None)
+    return log.records
 
 
 def run(
@@ -209,7 +219,7 @@ def _train(
     except AllFailed as failure:
         if not failure.diverged or not log.records:
             raise
-        log.records[-1]["warning"] = f"stopped early, {failure}; lower local.lr or gamma"
+        log.records[-1]["warning"] = f"{STOPPED}, {failure}; lower local.lr or gamma"
         warn(log.records[-1]["warning"])
         save(folder / "checkpoints", current)
     except KeyboardInterrupt:
