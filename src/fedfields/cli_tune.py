@@ -14,7 +14,7 @@ from fedfields.flags import parse_some, spelled_out
 if TYPE_CHECKING:
     from fedfields.runtime.tune import Search
 
-ABOUT = """Search for settings with which validation clients do best after adaptation (Optuna). Test clients are left
+ABOUT = """Search for settings with which validation clients do best after adaptation (by Optuna). Test clients are left
 out of the data; afterwards fedfields run DIR/best.toml judges the best settings by them, once.
 --search "inner.lr=0.01..1 inner.steps=1,3,5" says what is tried: ranges (logarithmic where they are above 0) or lists;
 without it inner rate, number of inner steps and outer rate, around those of the experiment. --trials N (20) says how
