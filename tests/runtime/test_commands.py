@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("flwr")
 
-from fedfields.cli import ServeFlags, _experiment
+from fedfields.cli import ServeFlags, experiment_of
 from fedfields.config import choose, preset
 from fedfields.connect import host_and_port
 from fedfields.errors import UserError
@@ -54,19 +54,19 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_file_says_what_a_command_line_says(place):
-    settings, found, name = _experiment(["exp.toml"], ServeFlags(), "serve", "")
+    settings, found, name = experiment_of(["exp.toml"], ServeFlags(), "serve", "")
     wanted = choose(choose(preset("fedmenf"), "privacy", "sec-agg"), "strategy", "scaffold")
     assert name == "fedmenf" and found.strategy == wanted.strategy and found.privacy == wanted.privacy
     assert (found.rounds, found.cohort, found.objective.gamma) == (3, 4, 0.5)
     assert (found.data.kind, found.data.held_out, found.data.crop) == ("image", 0.0, False)
     line = "fedmenf privacy:sec-agg strategy:scaffold --rounds 3 --cohort 4 --gamma 0.5 --data.kind image"
-    assert _experiment([*line.split(), "--no-data.crop", "--data.held-out", "0"], ServeFlags(), "serve", "")[1] == found
+    assert experiment_of([*line.split(), "--no-data.crop", "--data.held-out", "0"], ServeFlags(), "serve", "")[1] == found
     assert settings == ServeFlags()
 
 
 def test_the_line_has_the_last_word(place):
     flags = ["--rounds", "7", "exp.toml", "--gamma", "0.25", "--port", "9", "strategy:fednova"]
-    settings, found, _ = _experiment(flags, ServeFlags(), "serve", "")
+    settings, found, _ = experiment_of(flags, ServeFlags(), "serve", "")
     assert (found.rounds, found.objective.gamma, settings.port) == (7, 0.25, 9)
     assert found.strategy == choose(preset("fedmenf"), "strategy", "fednova").strategy
 
