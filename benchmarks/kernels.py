@@ -21,12 +21,12 @@ cube and go anywhere, with matter in a ball; its share is that of the sgemm ceil
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import measure
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
@@ -56,14 +56,12 @@ class Effort(NamedTuple):
 
     def median(self, step: Callable[[], object]) -> float:
         """Median seconds of a call, after one warm-up."""
-        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-        step()
-        times, started = [], time.perf_counter()
-        while len(times) < self.least or time.perf_counter() - started < self.seconds:
-            before = clock()
-            step()
-            times.append(clock() - before)
-        return statistics.median(times)
+        return measure.median(step, self.least, self.seconds, self.clock)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """That of the process, if it has one thread."""
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 class Passes(NamedTuple):
@@ -71,19 +69,6 @@ class Passes(NamedTuple):
 
     forward: float
     both: float
-
-
-def bandwidth(effort: Effort) -> float:
-    """GB/s of a copy, read and written."""
-    given = torch.ones(2**26)
-    to = torch.empty_like(given)
-    return 2 * 4 * 2**26 / effort.median(lambda: to.copy_(given)) / 1e9
-
-
-def sgemm(effort: Effort) -> float:
-    """GFLOP/s of a large float32 matrix product."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return 2 * 1024**3 / effort.median(lambda: a @ b) / 1e9
 
 
 def passes(function: Callable[..., Tensor], leaves: list[Tensor], effort: Effort) -> Passes:
@@ -252,7 +237,7 @@ def training(effort: Effort, generator: torch.Generator) -> dict:
         "rays": count / seconds,
         "samples": int(samples.offsets[count]) / seconds,
         "ms": 1e3 * seconds,
-        "of_sgemm": counter.get_total_flops() / seconds / 1e9 / sgemm(effort),
+        "of_sgemm": counter.get_total_flops() / seconds / measure.sgemm(effort.least, effort.seconds, effort.clock),
     }
 
 
@@ -293,7 +278,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     effort = Effort(0.3, 1) if options.quick else Effort(2.0, 5)
     generator = torch.Generator().manual_seed(0)
-    copied = bandwidth(effort)
+    copied = measure.bandwidth(effort.least, effort.seconds, effort.clock) / 1e9
     result = {
         "threads": options.threads,
         "copy_gb_per_second": copied,

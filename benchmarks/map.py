@@ -5,7 +5,8 @@
 "merge in memory" is eq. 4 on bricks that the map has; its share is that of an in-place ``lerp`` by torch over as many
 numbers, in GB/s of two arrays read and one written. "merge on disk" has everything: reading tiles, mixing, rounding,
 checksums, writing, and waiting for the disk. Then a contribution to one tile is merged into maps of 1, 10, 100 and 1000
-tiles, a block of ground, and the map is opened and that tile read: neither may depend on the size of the map. Medians;
+tiles, a block of ground, and the map is opened and that tile read: neither may depend on the size of the map; nor may
+opening one whose tiles are strewn over 100 km^2. Medians;
 of merges in memory of the process's time, of what the disk takes part in of the wall's. What rays see of a map, beside
 torch's sampler and the memory, is in `map_render.py` and a part of this, too. One thread.
 """
@@ -15,12 +16,12 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from map_render import rendering_rows
+from measure import median
 
 from fedfields.mapping.commits import merge
 from fedfields.mapping.merge import Contribution, blank, merged
@@ -29,16 +30,6 @@ from fedfields.mapping.voxels import CELLS, HARMONICS, Bricks, sorted_coords
 
 VOXEL = 0.25
 VALUES = 1 + HARMONICS
-
-
-def median(step: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Median seconds of a call, after one warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        before = clock()
-        step()
-        times.append(clock() - before)
-    return statistics.median(times[1:])
 
 
 def bricks_of(coords: np.ndarray, random: np.random.Generator, seen: float = 1.0) -> Bricks:
@@ -69,8 +60,8 @@ def memory_rows(quick: bool) -> list[dict]:
     brought, layer = bricks_of(coords, random), merged(blank(coords), bricks_of(coords, random), 0.9)
     old, new = torch.zeros(count * CELLS * VALUES), torch.ones(count * CELLS * VALUES)
     repeats = 3 if quick else 9
-    ceiling = median(lambda: old.lerp_(new, 0.1), repeats, time.process_time)
-    ours = median(lambda: merged(layer, brought, 0.9), repeats, time.process_time)
+    ceiling = median(lambda: old.lerp_(new, 0.1), repeats, clock=time.process_time)
+    ours = median(lambda: merged(layer, brought, 0.9), repeats, clock=time.process_time)
     size = 3 * 4 * old.numel() / 1e9
     return [
         {"row": "lerp by torch", "voxels_per_s": count * CELLS / ceiling, "GB_per_s": size / ceiling},
@@ -119,13 +110,35 @@ def growth_rows(quick: bool) -> list[dict]:
     return rows
 
 
+def sparse_rows(quick: bool) -> list[dict]:
+    """A map of 1000 tiles (quick: 100) strewn over 100 km^2, with a brick in each: opened, and walked through."""
+    random, tiles = np.random.default_rng(0), 100 if quick else 1000
+    where = random.integers(-312, 313, (tiles, 2))
+    coords = np.unique(SIDE * np.concatenate([where, np.zeros((tiles, 1), int)], 1), axis=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path, repeats = Path(folder) / "map", 3 if quick else 9
+        store = create_map(path, MapSettings(VOXEL, "float16", widest=2e4))
+        merge(store, contribution_of("all", coords, random))
+        tile = next(store.view().tiles())
+        opening = median(lambda: open_map(path).view().bricks(tile), repeats)
+        listing = median(lambda: list(open_map(path).view().tiles()), repeats)
+        size = sum(file.stat().st_size for file in path.rglob("tiles/*/*"))
+    return [{"row": "100 km^2", "open_and_read_s": opening, "find_all_tiles_s": listing, "tile_MB": size / 1e6}]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less than a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    parts = {"memory": memory_rows, "disk": disk_rows, "growth": growth_rows, "rendering": rendering_rows}
+    parts = {
+        "memory": memory_rows,
+        "disk": disk_rows,
+        "growth": growth_rows,
+        "sparse": sparse_rows,
+        "rendering": rendering_rows,
+    }
     found = {name: rows(options.quick) for name, rows in parts.items()}
     if options.json:
         print(json.dumps(found))

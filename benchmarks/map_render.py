@@ -14,12 +14,11 @@ there would be if a picture cost no more than reading the map once, at the speed
 import argparse
 import json
 import math
-import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
+from measure import bandwidth, median
 from torch.nn.functional import grid_sample
 
 from fedfields.kernels.bricks import Volume
@@ -31,17 +30,6 @@ from fedfields.scenes.views import in_cube
 SIZE, SAMPLES, WIDTH = 256, 512, 400
 DENSITY = 500.0
 """At most, in a cube of edge 2: an optical depth of 4 a voxel."""
-
-
-def median(step: Callable[[], object], repeats: int) -> float:
-    """Median seconds of the process for a call, after one warm-up."""
-    step()
-    times = []
-    for _ in range(repeats):
-        before = time.process_time()
-        step()
-        times.append(time.process_time() - before)
-    return statistics.median(times)
 
 
 def shell() -> np.ndarray:
@@ -87,25 +75,22 @@ def rendering_rows(quick: bool) -> list[dict]:
     repeats, density, rays = 3 if quick else 9, shell(), rays_of(WIDTH)
     found = volume(bricks_of(density), 2 / SIZE)
     count = len(rays.near)
-    rates = {"render": count / median(lambda: render(found, rays, MapRays(SAMPLES)), repeats)}
+    rates = {"render": count / median(lambda: render(found, rays, MapRays(SAMPLES)), repeats, clock=time.process_time)}
     dense = torch.zeros(1, 28, SIZE, SIZE, SIZE)
     dense[0, 0] = torch.from_numpy(density)
     few = rays.chosen(slice(0, count, count // (64 if quick else 256)))
-    rates["grid_sample"] = len(few.near) / median(lambda: sampled(dense, few), 1 if quick else 3)
+    rates["grid_sample"] = len(few.near) / median(
+        lambda: sampled(dense, few), 1 if quick else 3, clock=time.process_time
+    )
     dense = dense.contiguous(memory_format=torch.channels_last_3d)
-    rates["channels last"] = len(few.near) / median(lambda: sampled(dense, few), 1 if quick else 3)
+    rates["channels last"] = len(few.near) / median(
+        lambda: sampled(dense, few), 1 if quick else 3, clock=time.process_time
+    )
     rates["memory"] = count * bandwidth(repeats) / found.bytes
     error = worst(found, rays)
     rows = [{"row": name, "pixels_per_s": rate, "over": rates["render"] / rate} for name, rate in rates.items()]
     rows[0] |= {"error": error, "occupied": float((density > 0).mean()), "MB": found.bytes / 1e6}
     return rows
-
-
-def bandwidth(repeats: int) -> float:
-    """Bytes read a second in a copy of 256 MB, of which as many are written."""
-    given = torch.ones(2**26)
-    to = torch.empty_like(given)
-    return 2 * 4 * 2**26 / median(lambda: to.copy_(given), repeats)
 
 
 def worst(found: Volume, rays: Rays) -> float:

@@ -123,10 +123,11 @@ def experiment_of(method: str, problem: Problem, seed: int, quick: bool) -> Expe
     return dataclasses.replace(base, **changes)
 
 
-def measured(method: str, task: str, seed: int, quick: bool) -> dict[str, Any]:
+def measured(method: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One run: the figure of test clients by step, at the size of step that suits validation clients, and its cost."""
-    problem, started = TASKS[task](quick), time.process_time()
-    experiment = experiment_of(method, problem, seed, quick)
+    problem, started = TASKS[task](options.quick), time.process_time()
+    problem = problem._replace(steps=options.steps or problem.steps)
+    experiment = experiment_of(method, problem, seed, options.quick)
     # Test clients are left out of the run, which would judge them at the run's own size of step.
     sealed = dataclasses.replace(experiment, data=dataclasses.replace(problem.data, sealed=True))
     with tempfile.TemporaryDirectory() as folder:
@@ -180,13 +181,14 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], help="all by default")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each method, each with a seed of its own")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="some rows only")
+    parser.add_argument("--steps", type=int, default=0, help="outer steps; those of the problem by default")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything runs: under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for task in options.tasks or TASKS:
-        rows = [measured(m, task, seed, options.quick) for m in options.methods for seed in range(options.seeds)]
+        rows = [measured(m, task, seed, options) for m in options.methods for seed in range(options.seeds)]
         table = {m: averaged([row for row in rows if row["method"] == m]) for m in options.methods}
         found[task] = {"rows": rows, "table": table}
         if not options.json:

@@ -19,12 +19,12 @@ import os
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from measure import median, sgemm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,20 +46,8 @@ STEPS, RATE = 8, 0.01
 
 
 def median_ms(step: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds of a call, after one warm-up, for about the given time (at least three calls)."""
-    step()
-    times, started = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - started < seconds:
-        before = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - before)
-    return 1e3 * statistics.median(times)
-
-
-def ceiling(seconds: float) -> float:
-    """Best GFLOP/s of a large float32 matrix product in this run."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return 2 * 1024**3 / (median_ms(lambda: a @ b, seconds) * 1e6)
+    """Median milliseconds of a call, for about the given time (at least three calls)."""
+    return 1e3 * median(step, 3, seconds)
 
 
 class ModuleSiren(nn.Module):
@@ -266,7 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     seconds = 0.3 if options.quick else 2.0
-    gflops = ceiling(1.0)
+    gflops = sgemm(3, 1.0) / 1e9
     rows = [
         row
         for depth, width, samples in (QUICK if options.quick else CONFIGURATIONS)

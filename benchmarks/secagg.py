@@ -20,13 +20,13 @@ least 5 times as fast as Flower's, adding at least 10 GB/s.
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+from measure import bandwidth, median
 
 from fedfields.privacy.secure import Client, Server, Settings, Stage, crypto, degree_for
 from fedfields.privacy.secure.crypto import Mask
@@ -42,21 +42,8 @@ BITS = 32
 
 
 def seconds(step: Callable[[], object], least: int) -> float:
-    """Median seconds of a call, after one warm-up."""
-    step()
-    times = []
-    for _ in range(least):
-        before = time.process_time()
-        step()
-        times.append(time.process_time() - before)
-    return statistics.median(times)
-
-
-def copy_bandwidth(least: int) -> float:
-    """GB/s of a copy of 256 MB, read and written."""
-    given = np.ones(2**25)
-    to = np.empty_like(given)
-    return 2 * given.nbytes / seconds(lambda: np.copyto(to, given), least) / 1e9
+    """Median seconds of the process for a call."""
+    return median(step, least, clock=time.process_time)
 
 
 def cipher_bandwidth(least: int) -> float:
@@ -177,7 +164,7 @@ def flower_server(size: int, seeds: int) -> float:
 
 def measure(quick: bool) -> dict:
     least = 3 if quick else 7
-    copied, cipher = copy_bandwidth(least), cipher_bandwidth(least)
+    copied, cipher = bandwidth(least) / 1e9, cipher_bandwidth(least)
     rows = []
     for size in (10**6,) if quick else (10**6, 10**7):
         for clients in (20,) if quick else (20, 100):

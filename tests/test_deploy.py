@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _experiment, _host_and_port, _parse, _split
+from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _experiment, _parse, _split
+from fedfields.cli_map import VERBS, Reach, TrainFlags
+from fedfields.cli_map import JoinFlags as JoinMapFlags
+from fedfields.cli_map import ServeFlags as MapFlags
+from fedfields.connect import host_and_port
+from fedfields.mapping.store import MapSettings
 
 HOME = Path(__file__).parent.parent
 UNITS = sorted((HOME / "deploy").glob("*.service"))
@@ -27,7 +32,7 @@ def checked(words):
         assert given[0] in ("owner", "server")
         return _parse(KeysFlags, KeysFlags(), flags, "", "")
     (host,) = given
-    _host_and_port(host)
+    host_and_port(host)
     return _parse(JoinFlags, JoinFlags(), flags, "", "")
 
 
@@ -97,3 +102,19 @@ def test_commands_in_the_documentation_parse(page):
     assert lines
     for line in lines:
         checked(shlex.split(line.removesuffix("&"), comments=True))
+
+
+def test_commands_in_the_page_about_maps_parse():
+    kinds = {"create": MapSettings, "train": TrainFlags, "serve": MapFlags, "send": Reach, "join": JoinMapFlags}
+    lines = re.findall(r"(?m)^fedfields map (.+?)(?: +#.*)?$", (HOME / "docs" / "map.md").read_text())
+    assert {line.split()[0] for line in lines} == set(VERBS)
+    for line in lines:
+        verb, *rest = line.split()
+        given, flags = _split(rest, ("--once",))
+        assert given, line
+        if verb in ("send", "join"):
+            host_and_port(given[0])
+        if verb in kinds:
+            _parse(kinds[verb], kinds[verb](), flags, "", "")
+        else:
+            assert not flags, line

@@ -211,7 +211,7 @@ def test_every_file_is_written_through_the_store():
         ("runtime/run.py", "write_text"),
         ("runtime/run.py", "save"),
         ("runtime/tune.py", "write_text"),
-        ("runtime/join.py", "log.write"),
+        ("runtime/join.py", "program.log.write"),
         ("runtime/flower.py", "desk.secret.save"),
         ("runtime/remote.py", "self.frame.save"),
         ("scenes/tour.py", "frame.save"),

@@ -8,15 +8,14 @@ its name as long as the rest is unique (``--gamma 0.5`` for ``--objective.gamma`
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedfields.connect import address_of, check_installed, host_and_port, visit_of
 from fedfields.errors import UserError
 from fedfields.flags import Flags
 from fedfields.flags import parse as _parse
@@ -41,7 +40,7 @@ fedfields: federated learning of neural fields
   fedfields keys owner NAME       keys for a run between machines (keys server: a certificate)
   fedfields serve EXPERIMENT      run with real owners, who join from their own machines
   fedfields join HOST --data DIR  take part in such a run; your data stays here
-  fedfields map VERB MAP          one large map of many contributions: create, train, add, serve, undo, show
+  fedfields map VERB MAP          one large map of many contributions: create, train, join, serve, undo, show
   fedfields presets               the presets and every part that has a name
   fedfields demo [images]         a place with people in front; or photographs, four methods (a few minutes)
 
@@ -325,7 +324,7 @@ def _render(arguments: list[str]) -> int:
     from fedfields.terminal import console, steps_progress
 
     trained, ending = load_place(run, settings.weights), "png" if settings.path == "top" else "mp4"
-    folder = settings.weights.parent if settings.weights else run
+    folder = settings.weights.parent if settings.weights else run if isinstance(run, Path) else Path()
     out = settings.out or folder / f"{Path(settings.path).stem}.{ending}"
     with steps_progress("render") as advance:
         made = film(
@@ -430,11 +429,13 @@ def _view(arguments: list[str]) -> int:
     return 0
 
 
-def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[Path, Flags]:
+def _one_run(arguments: list[str], command: str, *switches: str) -> tuple[str | Path, Flags]:
+    """The folder of a run or a map, or the address of a map, and the flags."""
     words, flags = _split(arguments, switches)
     if "--help" not in flags and len(words) != 1:
         raise UserError(f"fedfields {command} needs one RUN or MAP, found {len(words)}")
-    return Path(words[0] if words else "."), flags
+    word = words[0] if words else "."
+    return word if "://" in word else Path(word), flags
 
 
 @dataclass(frozen=True)
@@ -639,20 +640,15 @@ class ServeFlags(Output):
 
 def _serve(arguments: list[str]) -> int:
     settings, experiment, name = experiment_of(arguments, ServeFlags(), "serve", _SERVE_HELP)
-    _check_installed("serve")
-    from fedfields.runtime.engine import Tls
+    check_installed("serve")
     from fedfields.runtime.flower import Rules
     from fedfields.runtime.keys import load_roster
     from fedfields.runtime.run import Interrupted, default_folder
-    from fedfields.runtime.serve import Address, Serving, serve
+    from fedfields.runtime.serve import Serving, serve
     from fedfields.terminal import console, serving, show_served, warn
 
-    _check_plain(settings.plain, settings.host)
-    tls = None if settings.plain else Tls(settings.keys / "server.crt", settings.keys / "server.key")
-    for file in tls or ():
-        if not file.is_file():
-            raise UserError(f"{file} is missing; make it with: fedfields keys server --host NAME --out {settings.keys}")
-    folder, address = settings.out or default_folder(name), Address(settings.host, settings.port, tls)
+    folder = settings.out or default_folder(name)
+    address = address_of(settings.host, settings.port, settings.keys, settings.plain)
     with serving(name) as (on_round, tell):
         hall = Serving(load_roster(settings.owners), address, Rules(settings.deadline, settings.least), tell)
         try:
@@ -710,9 +706,9 @@ def _join(arguments: list[str]) -> int:
         raise UserError(f"fedfields join needs one HOST or HOST:PORT, found {len(words)}")
     if settings.data is None or settings.key is None:
         raise UserError("fedfields join needs --data DIR, your data, and --key NAME.key, your key")
-    _check_installed("join")
+    check_installed("join")
     from fedfields.config import PRIVACY, nearest
-    from fedfields.runtime.join import Visit, join
+    from fedfields.runtime.join import join
     from fedfields.runtime.keys import load_owner, load_roster
     from fedfields.runtime.owner import Owner, Policy
     from fedfields.terminal import busy, console, said
@@ -721,54 +717,23 @@ def _join(arguments: list[str]) -> int:
     for name in require:
         if name not in PRIVACY:
             raise UserError(f"there is no protection '{name}'; {nearest(name, PRIVACY)}")
-    host, port = _host_and_port(words[0])
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    _check_plain(settings.plain, host)
+    host_and_port(words[0])
     if not settings.data.exists():
         raise UserError(f"{settings.data} does not exist; --data names the folder with your data")
-    try:
-        certificate = None if settings.plain else settings.ca.read_bytes()
-    except OSError as error:
-        raise UserError(f"{settings.ca} cannot be read ({error.strerror}); --ca names the server's ca.crt") from error
+    visit = visit_of(words[0], settings.ca, settings.patience, settings.plain)
     key = load_owner(settings.key)
     folder = settings.out or Path(f"fedfields-{key.name}")
     policy = Policy(require, None if settings.owners is None else load_roster(settings.owners))
     owner = Owner(settings.data, key, folder, policy, said)
     for line in policy.said(key.name, settings.data, folder):
         said(line)
-    join(Visit(address, certificate, settings.patience), owner, key, folder, said, busy)
+    join(visit, owner, key, folder, said, busy)
     console.print(f"the result is in {folder}", soft_wrap=True, markup=False)
     return 0
 
 
 _JOIN_HELP = """Take part in a run: your machine trains on your data when the server asks, and sends numbers only.
 What left is shown here and kept in sent.jsonl. Ctrl-C leaves; the same command comes back."""
-
-
-def _host_and_port(word: str) -> tuple[str, int]:
-    """HOST or HOST:PORT; an IPv6 address stands in brackets before a port, and may do so without."""
-    import ipaddress
-
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.IPv6Address(word)), 8443
-    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?", word)
-    if not found or not 0 < int(found[2] or 8443) < 65536:
-        raise UserError(f"'{word}' is no HOST or HOST:PORT, such as museum.example.org:8443")
-    return found[1].strip("[]"), int(found[2] or 8443)
-
-
-def _check_plain(plain: bool, host: str) -> None:
-    if plain and host not in ("127.0.0.1", "localhost", "::1"):
-        raise UserError(
-            f"--plain sends everything readable by anybody on the way to {host}; it is for this machine only"
-        )
-
-
-def _check_installed(command: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("flwr") is None:
-        raise UserError(f'fedfields {command} needs Flower: pip install "fedfields[flower]"')
 
 
 def _map(arguments: list[str]) -> int:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from fedfields.config import DATA, nearest
+from fedfields.connect import address_of, check_installed, visit_of
 from fedfields.errors import UserError
 from fedfields.flags import Flags, parse, split
 from fedfields.mapping.align import Alignment
@@ -22,7 +24,7 @@ from fedfields.mapping.commits import undo
 from fedfields.mapping.intake import Aligner, Note, Queue, Rules
 from fedfields.mapping.packing import contribution_as_bytes
 from fedfields.mapping.store import Map, MapSettings, create_map, open_map
-from fedfields.mapping.upload import Upload, upload_as_bytes
+from fedfields.mapping.upload import About, Upload, upload_as_bytes
 from fedfields.report.text import plural, size
 from fedfields.runtime.contribute import Training, as_local, cube_below, in_metres, reframed, through_floor, train_field
 from fedfields.scenes.frame import Frame
@@ -32,7 +34,11 @@ from fedfields.scenes.scene import Scene
 from fedfields.scenes.town import Town
 from fedfields.scenes.views import Photo, photos_of
 from fedfields.store import read_file, writing
-from fedfields.terminal import console, errors, steps_progress
+from fedfields.terminal import console, errors, said, steps_progress
+
+if TYPE_CHECKING:
+    from fedfields.runtime.join import Visit
+    from fedfields.runtime.keys import OwnerKey
 
 USAGE = """\
 fedfields map: many small fields become one large map (Suzuki 2023); docs/map.md explains it
@@ -40,7 +46,10 @@ fedfields map: many small fields become one large map (Suzuki 2023); docs/map.md
   fedfields map create MAP                  an empty map in a new folder
   fedfields map train MAP --data DIR --out FILE   a client: a field of its own photographs, for this map
   fedfields map add MAP FILE [FILE ...]     put what clients made into the map's queue
-  fedfields map serve MAP                   align and merge what comes; --once ends when nothing is left
+  fedfields map serve MAP                   align and merge what comes; --once ends when nothing is left,
+                                            --owners DIR lets owners send it over the network
+  fedfields map send HOST FILE [FILE ...]   send files there; each is answered for
+  fedfields map join HOST --data DIR        train for the map there, and send
   fedfields map undo MAP NAME               as if this contribution had never come
   fedfields map show MAP                    what is in it, and what became of what came
 
@@ -79,6 +88,10 @@ def _create(arguments: list[str]) -> int:
 
 
 # --- train --------------------------------------------------------------------------------------------------
+
+
+Place = tuple[str, tuple[Photo, ...], Frame]
+"""A client's name and photographs, and its cube in metres."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +139,42 @@ class TrainFlags:
             raise ValueError(f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}: none may be negative")
         if self.client < 0:
             raise ValueError(f"client is {self.client}; the first is 0")
+        if self.send == "voxels" and (self.metres or self.degrees):
+            raise ValueError(
+                "voxels lie where the poses put them and cannot be corrected; send a field, or leave out --metres and "
+                "--degrees"
+            )
+
+
+TrainT = TypeVar("TrainT", bound=TrainFlags)
 
 
 def _train(arguments: list[str]) -> int:
-    words, flags = _words([a for a in arguments if not a.startswith("data:")], "train", "one MAP", 1, 1)
-    settings = TrainFlags()
-    for part in (a for a in arguments if a.startswith("data:")):
+    words, settings = _to_train(arguments, TrainFlags(), "train", "one MAP", "Train a field of your photographs.")
+    store = open_map(words[0])
+    out = _trained(settings, _photos(settings), About(store.settings.voxel, store.head))
+    _say(f"fedfields map add {words[0]} {out}")
+    return 0
+
+
+def _to_train(arguments: list[str], settings: TrainT, verb: str, wanted: str, about: str) -> tuple[list[str], TrainT]:
+    """The words of a line that trains, and its settings."""
+    parts = [a for a in arguments if a.startswith("data:")]
+    words, flags = _words([a for a in arguments if a not in parts], verb, wanted, 1, 1)
+    for part in parts:
         if part[5:] not in DATA:
             raise UserError(f"there is no data '{part[5:]}'; {nearest(part[5:], DATA)}")
         settings = dataclasses.replace(settings, data=DATA[part[5:]])
-    settings = parse(TrainFlags, settings, flags, "fedfields map train MAP", "Train a field of your photographs.")
-    store, (name, photos, frame) = open_map(words[0]), _photos(settings)
-    base = store.head
+    return words, parse(type(settings), settings, flags, f"fedfields map {verb} {wanted.split()[-1]}", about)
+
+
+def _trained(settings: TrainFlags, place: Place, about: About) -> Path:
+    """Trains a field for a map, and writes what is to be sent."""
+    (name, photos, frame), (voxel, base) = place, about
     with steps_progress("train") as advance:
         params, own = train_field(
             name, photos, frame, settings.training, settings.seed, lambda done, total: advance("train", done, total)
         )
-    voxel = store.settings.voxel
     local = as_local(name, settings.training.field, params, photos, frame, voxel, own)
     pose = np.eye(3, 4)
     if settings.send == "voxels":
@@ -150,14 +182,14 @@ def _train(arguments: list[str]) -> int:
     else:
         error = (settings.metres, settings.degrees)
         content = upload_as_bytes(Upload(local, pose, error, in_metres(photos, frame), base))
-    out = settings.out or Path(f"{name}.safetensors")
+    out = settings.out or Path(f"{name.replace('/', '-')}.safetensors")
     with writing(out) as temporary:
         temporary.write_bytes(content)
-    _say(f"{out}: {size(len(content))} of {plural(len(photos), 'photograph')}; fedfields map add {words[0]} {out}")
-    return 0
+    _say(f"{out}: {name}, {size(len(content))} of {plural(len(photos), 'photograph')}")
+    return out
 
 
-def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
+def _photos(settings: TrainFlags) -> Place:
     """The client's name and photographs, and its cube in metres."""
     place = settings.data.load(1, settings.seed)
     if settings.client >= len(place.clients):
@@ -225,19 +257,55 @@ class ServeFlags:
     seed: int = 0
     """Seed of the alignment."""
 
+    owners: Path | None = None
+    """Folder with the .pub file of every owner who may send contributions over the network; without it, nobody may."""
+
+    keys: Path = Path()
+    """With --owners: folder with server.crt and server.key, made by fedfields keys server."""
+
+    host: str = "127.0.0.1"
+    """With --owners: address to listen on; this machine only, unless told otherwise; 0.0.0.0 for all."""
+
+    port: int = 8443
+    """With --owners: port to listen on."""
+
+    plain: bool = False
+    """With --owners: speak plain HTTP; only on this machine, to try things out."""
+
     def __post_init__(self) -> None:
         if self.workers < 1 or not 0 <= self.wait < math.inf:
             raise ValueError(f"workers is {self.workers} and wait {self.wait}; at least 1 and 0 s are needed")
+        if self.once and self.owners is not None:
+            raise ValueError("once ends when nothing is left, owners bring more: leave out --once or --owners")
+        if self.owners is None and (self.keys, self.host, self.port, self.plain) != (Path(), "127.0.0.1", 8443, False):
+            raise ValueError("keys, host, port and plain are for owners elsewhere; name their .pub files by --owners")
 
 
 def _serve(arguments: list[str]) -> int:
     words, flags = _words(arguments, "serve", "one MAP", 1, 1)
     settings = parse(ServeFlags, ServeFlags(), flags, "fedfields map serve MAP", "Align and merge what comes.")
-    open_map(words[0])
+    with _door(Queue(open_map(words[0])), settings):
+        return _settle(words[0], settings)
+
+
+def _door(queue: Queue, settings: ServeFlags) -> contextlib.AbstractContextManager[object]:
+    """Where owners elsewhere come in, if any may."""
+    if settings.owners is None:
+        return contextlib.nullcontext()
+    check_installed("map serve --owners")
+    from fedfields.runtime.collect import collecting
+    from fedfields.runtime.keys import load_roster
+
+    address = address_of(settings.host, settings.port, settings.keys, settings.plain)
+    return collecting(queue, load_roster(settings.owners), address, said)
+
+
+def _settle(where: str, settings: ServeFlags) -> int:
+    """Settles what comes, in this process or in several."""
     if settings.workers == 1:
-        return _work(words[0], settings)
+        return _work(where, settings)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_worker, args=(words[0], settings)) for _ in range(settings.workers)]
+    workers = [spawn.Process(target=_worker, args=(where, settings)) for _ in range(settings.workers)]
     for worker in workers:
         worker.start()
     with contextlib.suppress(KeyboardInterrupt):
@@ -275,6 +343,85 @@ def _told(note: Note) -> str:
     if note.state == "merged":
         return f"{note.name}: merged, version {note.version} of the map, {note.seconds:.1f} s"
     return f"{note.name or note.digest[:12]}: {note.state}{': ' if note.why else ''}{note.why}"
+
+
+# --- send, join -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Who you are, and which server you trust."""
+
+    key: Path | None = None
+    """Your .key file, made by fedfields keys owner."""
+
+    ca: Path = Path("ca.crt")
+    """The certificate file that whoever runs the server gave you."""
+
+    folder: Path | None = None
+    """Folder for sent.jsonl, which lists what left this machine; fedfields-NAME here by default."""
+
+    patience: float = 600.0
+    """Seconds for which an unreachable server is tried again."""
+
+    plain: bool = False
+    """Speak plain HTTP; only on this machine, to try things out."""
+
+
+@dataclass(frozen=True)
+class JoinFlags(TrainFlags):
+    """What a client trains on, what it sends, and where to."""
+
+    server: Reach = field(default_factory=Reach)
+    """Who you are, and which server you trust."""
+
+
+class Server(NamedTuple):
+    """A map's server as an owner reaches it."""
+
+    visit: Visit
+    key: OwnerKey
+    folder: Path
+
+
+def _server(word: str, reach: Reach, verb: str) -> Server:
+    check_installed(f"map {verb}")
+    from fedfields.runtime.keys import load_owner
+
+    if reach.key is None:
+        raise UserError(
+            f"fedfields map {verb} needs --key NAME.key, your key; make one with: fedfields keys owner NAME"
+        )
+    key = load_owner(reach.key)
+    visit = visit_of(word, reach.ca, reach.patience, reach.plain)
+    return Server(visit, key, reach.folder or Path(f"fedfields-{key.name}"))
+
+
+def _send(arguments: list[str]) -> int:
+    words, flags = _words(arguments, "send", "a HOST and at least one FILE", 2, 1000)
+    about = "Send what fedfields map train wrote to a map's server, and hear what becomes of it."
+    reach = parse(Reach, Reach(), flags, "fedfields map send HOST FILE [FILE ...]", about)
+    return _sent(_server(words[0], reach, "send"), [Path(word) for word in words[1:]])
+
+
+def _join(arguments: list[str]) -> int:
+    about = "Train a field of your photographs for a map elsewhere, and send it. The photographs stay here."
+    words, settings = _to_train(arguments, JoinFlags(), "join", "one HOST", about)
+    server = _server(words[0], settings.server, "join")
+    from fedfields.runtime.send import ask_about
+
+    name, photos, frame = _photos(settings)
+    owner = server.key.name
+    name = name if name.split("/")[0] == owner else f"{owner}/{name}"
+    return _sent(server, [_trained(settings, (name, photos, frame), ask_about(*server, said))])
+
+
+def _sent(server: Server, files: list[Path]) -> int:
+    """Sends files; 1 if one was refused."""
+    from fedfields.runtime.send import outgoing, send
+
+    states = send(server.visit, server.key, outgoing(files, server.key.name), server.folder, said)
+    return int(not set(states.values()) <= {"merged", "waiting"})
 
 
 # --- undo, show ---------------------------------------------------------------------------------------------
@@ -322,6 +469,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "add": _add,
     "serve": _serve,
+    "send": _send,
+    "join": _join,
     "undo": _undo,
     "show": _show,
 }

@@ -109,15 +109,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Adds one line; the only write that a crash may cut short, so that readers expect a damaged last line.
+    """Adds one line; a crash may cut it short, so that readers expect a damaged last line.
+
+    Raises:
+        UserError: the disk is full, the folder is not writable, or the like.
+    """
+    append(path, (text + "\n").encode())
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds bytes to the end of a file; the only write that a crash may cut short.
 
     Raises:
         UserError: the disk is full, the folder is not writable, or the like.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with path.open("ab") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -24,11 +24,11 @@ PHOTOS = 60
 """Photographs that are shown at most."""
 
 
-def open_viewer(run: Path, *, host: str = "127.0.0.1", port: int = 8080, size: int = 256) -> Any:
+def open_viewer(run: str | Path, *, host: str = "127.0.0.1", port: int = 8080, size: int = 256) -> Any:
     """Starts serving; the server runs in threads of its own until its ``stop()`` is called.
 
     Args:
-        run: a finished run on a place, or a map.
+        run: a finished run on a place, or a map; the address of a map, as fsspec knows it.
         host: address to bind; this machine only by default.
         port: of the page.
         size: pixels along the shorter side of the finest picture.

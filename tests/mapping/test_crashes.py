@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from fedfields import store as files_store
@@ -17,7 +18,7 @@ from fedfields.errors import UserError
 from fedfields.mapping import commits
 from fedfields.mapping import store as store_module
 from fedfields.mapping.commits import merge, undo
-from fedfields.mapping.store import MapSettings, create_map, open_map
+from fedfields.mapping.store import SIDE, MapSettings, Place, create_map, open_map
 from tests.mapping.made import box_of, contribution_of
 from tests.mapping.test_store import by_hand, files, map_of, same
 
@@ -212,6 +213,25 @@ def test_a_map_in_memory_and_behind_http(tmp_path):
         open_map("memory://elsewhere")
     with pytest.raises(UserError, match="cannot open nonsense://x"):
         open_map("nonsense://x")
+
+
+def test_a_map_of_100_square_kilometres_costs_what_is_looked_at(tmp_path, monkeypatch):
+    """400 tiles strewn over 10 km by 10 km: to open it and read a tile takes as many files as if there were one."""
+    random, side, counts, real = np.random.default_rng(0), 625, [], Place.read  # Tiles of 16 m.
+    for name, tiles in {"one": np.zeros((1, 2), int), "many": random.integers(-side // 2, side // 2, (400, 2))}.items():
+        store = create_map(tmp_path / name, MapSettings(widest=2e4))
+        coords = SIDE * np.concatenate([tiles, np.zeros((len(tiles), 1), int)], 1)
+        merge(store, contribution_of(name, np.unique(coords, axis=0)))
+        tile = (int(tiles[-1, 0]), int(tiles[-1, 1]), 0)
+        reads = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Place, "read", lambda self, name, reads=reads: reads.append(name) or real(self, name))
+            assert open_map(tmp_path / name).view().bricks(tile).seen
+        counts.append(len(reads))
+        assert len(reads) <= 4, reads  # Settings, head, version, tile.
+    assert counts[0] == counts[1]
+    size = sum(file.stat().st_size for file in (tmp_path / "many").rglob("*") if file.is_file())
+    assert size < 4 * 400 * 60_000  # A brick of float32 is 60 kB, in the tile and in the contribution that is kept.
 
 
 def test_a_map_is_read_without_listing_folders(tmp_path, monkeypatch):

@@ -151,9 +151,9 @@ def test_what_would_damage_the_map_is_refused_in_one_line(tmp_path, content, why
 def spoiled():
     """Uploads that are impossible."""
     nan, local = np.full((3, 4), np.nan), local_of()
-    yield upload_of(pose=nan), "finite"
+    yield upload_of(pose=nan), "its frame: the pose holds NaN"
     yield upload_of(pose=2 * pose_of()), "no rotation"
-    yield upload_of(cameras=np.stack([nan])), "finite"
+    yield upload_of(cameras=np.stack([nan])), "a camera of it: the pose holds NaN"
     yield upload_of(cameras=CAMERAS[:, :2]), "x 3 x 4"
     yield upload_of(error=(float("nan"), 0.0)), "may be off"
     yield upload_of(error=(-1.0, 0.0)), "may be off"

@@ -21,7 +21,7 @@ from PIL import Image
 
 # Imported for the processes, which are forked from one that has done so.
 from fedfields import cli
-from fedfields.runtime import desk, join, keys, serve  # noqa: F401
+from fedfields.runtime import collect, desk, join, keys, send, serve  # noqa: F401
 
 PATIENCE = 120.0
 """Seconds that a test waits for anything, on a machine with much else to do."""
@@ -57,17 +57,23 @@ def command(words: list[str], log: Path, held: Path | None, watched: Path | None
 
 
 def _hold(held: Path) -> None:
-    real = desk.visit_job
+    visit, piece = desk.visit_job, send.Sender.piece
 
-    def waiting(context, index, received, memory, seed, number, *rest):
-        gate = held / str(number)
+    def waiting(gate: Path) -> None:
         if gate.exists():
             gate.with_suffix(".reached").touch()
         while gate.exists():
             time.sleep(0.02)
-        return real(context, index, received, memory, seed, number, *rest)
 
-    desk.visit_job = waiting
+    def held_visit(context, index, received, memory, seed, number, *rest):
+        waiting(held / str(number))
+        return visit(context, index, received, memory, seed, number, *rest)
+
+    def held_piece(sender, letter, context):
+        waiting(held / f"from-{letter.info['start']}")
+        return piece(sender, letter, context)
+
+    desk.visit_job, send.Sender.piece = held_visit, held_piece
 
 
 def _watch(watched: Path) -> None:
@@ -93,7 +99,8 @@ class Process:
         folder: for the output.
         name: of the output's file.
         words: the command.
-        held: a visit of round 7 waits while there is a file ``7`` in this folder, and says so by ``7.reached``.
+        held: a visit of round 7 waits while there is a file ``7`` in this folder, and says so by ``7.reached``; so
+            does a piece of what is sent to a map, ``from-0``.
         watched: file for whom the process talks to.
         environment: more of it.
     """

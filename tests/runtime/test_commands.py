@@ -11,8 +11,9 @@ import torch
 
 pytest.importorskip("flwr")
 
-from fedfields.cli import ServeFlags, _experiment, _host_and_port
+from fedfields.cli import ServeFlags, _experiment
 from fedfields.config import choose, preset
+from fedfields.connect import host_and_port
 from fedfields.errors import UserError
 from fedfields.runtime.desk import Letter
 from fedfields.runtime.join import _told
@@ -117,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(place, capsys):
     }.items(),
 )
 def test_a_host_may_have_a_port(word, found):
-    assert _host_and_port(word) == found
+    assert host_and_port(word) == found
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_host_may_have_a_port(word, found):
 )
 def test_what_is_no_host_is_refused(word):
     with pytest.raises(UserError, match="is no HOST or HOST:PORT"):
-        _host_and_port(word)
+        host_and_port(word)
 
 
 # --- bad lines --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import re
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,27 @@ def test_pictures_from_above(place, tmp_path, capsys):
     assert len(list((tmp_path / "orbit").glob("*.png"))) == 2
 
 
+def test_a_map_is_shown_wherever_fsspec_finds_it(place, tmp_path, monkeypatch, capsys):
+    """By its address the same picture and the same points; what is made lies here."""
+    memory = fsspec.filesystem("memory")
+    for path in place.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"/shown/{path.relative_to(place)}", path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for where in (str(place), "memory://shown"):
+        for words in (["render", where, "--path", "top", "--size", "24"], ["export", where, "--points", "points.ply"]):
+            with pytest.raises(SystemExit) as stop:
+                main(words)
+            assert stop.value.code == 0
+        (tmp_path / "points.ply").rename(tmp_path / f"{len(where)}.ply")
+    assert (tmp_path / "top.png").read_bytes() == (place / "top.png").read_bytes()
+    one, other = (tmp_path / f"{len(where)}.ply" for where in (str(place), "memory://shown"))
+    assert one.read_bytes() == other.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["render", "memory://nowhere"])
+    assert stop.value.code == 2 and "memory://nowhere is no map" in capsys.readouterr().err
+
+
 def test_the_page_paints_a_map(place):
     """From 16 m above the middle, straight down: green on the left, red on the right."""
     found, camera = load_place(place), SimpleNamespace(fov=1.0, aspect=1.0)
@@ -174,6 +196,7 @@ def test_several_workers_end_when_nothing_is_left(tmp_path):
         (["train", "{map}"], "--data"),
         (["train", "{map}", *TOWN, "--client", "2"], "2 clients"),
         (["train", "{map}", *TOWN, "--send", "pictures"], "field or voxels"),
+        (["train", "{map}", *TOWN, "--send", "voxels", "--metres", "3"], "cannot be corrected"),
         (["train", "{map}", *TOWN, "--floor", "90"], "no pixel"),
     ],
 )

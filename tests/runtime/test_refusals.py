@@ -210,14 +210,14 @@ def test_what_is_readable_goes_through_no_proxy_and_follows_nobody(place, plain,
 def test_two_programs_in_one_folder(place, secured, capfd, tmp_path):
     with join._alone(tmp_path / "o"):
         line = joining(place, capfd, tmp_path, f"localhost:{secured}")
-    assert "another fedfields join is at work in" in line and "choose another --out" in line
+    assert "another fedfields is at work in" in line and "choose another folder" in line
 
 
 def test_an_owner_is_told_of_a_reply_that_came_too_late(monkeypatch):
     message, told = SimpleNamespace(metadata=SimpleNamespace(group_id="7")), []
     monkeypatch.setattr(join, "_answer", lambda *arguments: (message, 0.0))
     fleet = SimpleNamespace(receive=lambda: message, reply=lambda reply, seconds: 0)
-    join._turn(fleet, None, None, None, told.append)
+    join._turn(fleet, None, None, told.append)
     assert told == ["round 7: the server did not wait for this reply, and did not take it"]
 
 

@@ -51,6 +51,18 @@ def test_positions_are_those_of_the_survey():
 
 
 @needs_drone
+def test_the_places_are_those_in_the_photographs_exif():
+    """Of all 18: gps_raw.json says what the pictures say, in degrees, minutes and seconds as EXIF has them."""
+    raw, told = json.loads((DRONE / "gps_raw.json").read_text()), surveyed()[1]
+    for name, one in zip(sorted(raw), told, strict=True):
+        with Image.open(DRONE / "images" / name.replace(".JPG", ".jpg")) as image:
+            gps = image.getexif().get_ifd(0x8825)
+        assert (gps[1], gps[3]) == ("N", "W")
+        latitude, longitude = (float(a) + float(b) / 60 + float(c) / 3600 for a, b, c in (gps[2], gps[4]))
+        assert one.place == pytest.approx((latitude, -longitude, float(gps[6])), abs=1e-8)  # A millimetre.
+
+
+@needs_drone
 def test_a_contribution_starts_where_its_photographs_say_although_a_third_is_upside_down():
     poses, told, _ = surveyed()
     found = between(poses, poses_of(told))

@@ -25,6 +25,7 @@ from fedfields.fields.hashgrid import HashGrid, density_of
 from fedfields.lazy import torch
 from fedfields.mapping.harmonics import rotated
 from fedfields.mapping.merge import Contribution
+from fedfields.mapping.rigid import check_motion
 from fedfields.mapping.voxels import CELLS, EDGE, Bricks, centres, unseen
 from fedfields.rendering.rays import Rays
 from fedfields.scenes.frame import Frame, frame_from
@@ -123,8 +124,7 @@ def bake(local: Local, pose: NDArray, voxel: float, base: int | None = None) -> 
         UserError: the pose is none.
     """
     pose = np.asarray(pose, np.float64)
-    if pose.shape != (3, 4) or not np.isfinite(pose).all():
-        raise UserError(f"cannot bake {local.name[:40]!r}: its pose must be 3 x 4 finite numbers")
+    check_motion(pose, f"the frame of {local.name[:40]!r}")
     coords = _touched(local, pose, voxel)
     parts = [_baked(local, pose, voxel, coords[i : i + TOGETHER]) for i in range(0, len(coords), TOGETHER)]
     bricks = unseen(coords) if not parts else Bricks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

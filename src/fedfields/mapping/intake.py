@@ -5,6 +5,7 @@
     MAP/queue/waiting/DIGEST.safetensors    what a client sent, put there whole by renaming
     MAP/queue/journal.jsonl                 what became of it, a line each time
     MAP/queue/journal.lock                  held while a line is written
+    MAP/queue/arriving/OWNER/DIGEST         what comes in pieces over the network, as far as it has come
 
 Who works on a file holds its lock, which the end of a process gives back. The order is: the map, the journal, away with
 the file. Whoever is killed in between leaves a file that waits, and the map remembers by its digest that it has it.
@@ -35,7 +36,7 @@ from fedfields.mapping.store import Gone, Map, View
 from fedfields.mapping.upload import MOST_BRICKS, Upload, sent_from_bytes
 from fedfields.mapping.voxels import CELLS
 from fedfields.seeds import generator
-from fedfields.store import MAX_LINES, append_line, discard, is_unfinished, parse_json, read_file, writing
+from fedfields.store import MAX_LINES, append, append_line, discard, is_unfinished, parse_json, read_file, writing
 
 LARGEST = 2**30
 """Of what a client may send, in bytes."""
@@ -88,18 +89,28 @@ class Rules:
 
 
 class Queue:
-    """The contributions that wait for a map, and what became of the others."""
+    """The contributions that wait for a map, and what became of the others.
+
+    Attributes:
+        store: the map.
+        root: folder of the queue.
+    """
 
     def __init__(self, store: Map) -> None:
         if store.place.path is None:
             raise UserError(f"{store.place.where} can only be read; merge into a folder on this machine and copy that")
         self.store = store
-        self._root = store.place.path / "queue"
-        self._waiting = self._root / "waiting"
+        self.root = store.place.path / "queue"
+        self._waiting = self.root / "waiting"
+        self._read: tuple[int, list[Note]] = (0, [])  # The journal when it had so many bytes; it only grows.
         self._looked: dict[str, int] = {}  # Version of the map at which a file had to wait.
 
-    def put(self, content: bytes) -> str:
+    def put(self, content: bytes, owner: str = "") -> str:
         """Puts what a client sent into the queue; returns its digest. Whatever is there already is not put again.
+
+        Args:
+            content: of the file.
+            owner: of the key by which it came, who may only bring what is called so, or so and a slash; "" for anybody.
 
         Raises:
             Refused: it is no contribution, or too large.
@@ -107,7 +118,7 @@ class Queue:
         """
         if len(content) > LARGEST:
             raise Refused(f"{len(content):,} bytes were sent and {LARGEST:,} are allowed; send less")
-        sent_from_bytes(content)
+        check_owner(sent_from_bytes(content).name, owner)
         digest = hashlib.sha256(content).hexdigest()
         path = self._file(digest)
         if not path.exists():
@@ -130,11 +141,14 @@ class Queue:
 
     def journal(self) -> list[Note]:
         """All that happened, oldest first; a line that a crash cut short is passed over."""
-        path = self._root / "journal.jsonl"
+        path = self.root / "journal.jsonl"
         if not path.exists():
             return []
         try:
-            return list(_notes(read_file(path, MAX_LINES)))
+            if path.stat().st_size != self._read[0]:
+                content = read_file(path, MAX_LINES)
+                self._read = len(content), list(_notes(content))
+            return self._read[1]
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}; move it away to begin a new one") from error
 
@@ -145,6 +159,31 @@ class Queue:
             if path.stem not in found:
                 found[path.stem] = Note(path.stem, "waiting")
         return found
+
+    def fate(self, digest: str) -> Note | None:
+        """What became of a contribution since it was put here last; None: nobody has looked at it, or it was undone."""
+        waits = self.waits(digest)
+        since = waits.st_mtime if waits else 0.0
+        notes = [note for note in self.journal() if note.digest == digest and note.at >= since]
+        last = notes[-1] if notes else None
+        if last and last.state == "merged" and self.store.merged_by(self.store.head, last.name) != last.version:
+            return None
+        return last
+
+    def waits(self, digest: str) -> os.stat_result | None:
+        """The file of a contribution that waits; None if there is none."""
+        try:
+            return self._file(digest).stat()
+        except FileNotFoundError:
+            return None
+
+    def arrival(self, owner: str, digest: str, size: int) -> Arrival:
+        """What has come of a contribution in pieces; of an owner, the last one is kept and no other."""
+        folder = self.root / "arriving" / owner
+        for path in folder.glob("*") if folder.is_dir() else ():
+            if path.name != digest:
+                discard(path)
+        return Arrival(folder / digest, size)
 
     def work(self, rules: Rules, find: Align | None = None, told: Callable[[Note], None] = lambda note: None) -> int:
         """Settles what waits until nothing can be settled any more; returns how many contributions were.
@@ -236,10 +275,59 @@ class Queue:
 
     def _write(self, note: Note) -> None:
         """Adds a line to the journal, after one that a crash has cut short, too."""
-        path = self._root / "journal.jsonl"
-        with opened(self._root / "journal.lock") as file:
+        path = self.root / "journal.jsonl"
+        with opened(self.root / "journal.lock") as file:
             lock(file, shared=False)
             append_line(path, ("" if _ends_whole(path) else "\n") + json.dumps(note._asdict()))
+
+
+class Arrival:
+    """A contribution of which pieces have come: a file that outlives its process, and is believed by its digest."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        if self.came > size:
+            discard(path)
+
+    @property
+    def came(self) -> int:
+        """Bytes that are here."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def add(self, piece: bytes) -> None:
+        """The next bytes."""
+        append(self._path, piece)
+
+    def content(self) -> bytes:
+        """All of it.
+
+        Raises:
+            Refused: it is not what its digest says; the next attempt begins anew.
+        """
+        content = read_file(self._path, self._size)
+        if hashlib.sha256(content).hexdigest() != self._path.name:
+            self.drop()
+            raise Refused(f"{len(content):,} bytes arrived damaged; send them again")
+        return content
+
+    def drop(self) -> None:
+        """Forgets it."""
+        discard(self._path)
+
+
+def check_owner(name: str, owner: str) -> None:
+    """Refuses a contribution by the name of somebody else.
+
+    Raises:
+        Refused: it is one.
+    """
+    if owner and name.split("/")[0] != owner:
+        raise Refused(
+            f"it is called {name[:40]!r}; {owner} may bring what is called {owner}/..., so say --name when training"
+        )
 
 
 @dataclass(frozen=True)

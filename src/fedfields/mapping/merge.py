@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfields.errors import UserError
+from fedfields.mapping.rigid import check_motion
 from fedfields.mapping.voxels import CELLS, EDGE, HARMONICS, Bricks, sorted_coords, unseen
 
 BRICKS = 64
@@ -151,7 +152,7 @@ def check_contribution(found: Contribution, voxel: float, widest: float, largest
         Refused: it is damaged, absurd, or made for another map; in one line.
     """
     try:
-        check_pose(found.pose)
+        check_motion(found.pose, "its frame")
         _check_shapes(found.bricks)
         if abs(found.voxel - voxel) > 1e-9 * voxel:
             raise ValueError(f"its voxels are {found.voxel} m wide and the map's {voxel} m; bake it again")
@@ -159,21 +160,8 @@ def check_contribution(found: Contribution, voxel: float, widest: float, largest
             raise ValueError("its name must be 1 to 200 printable characters")
         _check_place(found.bricks.coords, voxel, widest)
         _check_values(found.bricks, largest)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise Refused(f"contribution {found.name[:40]!r} is refused: {error}; the map is as it was") from error
-
-
-def check_pose(pose: NDArray[np.float64]) -> None:
-    """Refuses what is no rigid motion ``[3, 4]``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if pose.shape != (3, 4) or not np.isfinite(pose).all():
-        raise ValueError("its pose must be 3 x 4 finite numbers")
-    turn = pose[:, :3]
-    if np.abs(turn @ turn.T - np.eye(3)).max() > 1e-4 or np.linalg.det(turn) < 0:
-        raise ValueError("the left of its pose is no rotation")
 
 
 def _check_shapes(bricks: Bricks) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfields.errors import UserError
 from fedfields.lazy import torch
+from fedfields.rendering.cameras import check_pose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +57,17 @@ def log(rotation: NDArray) -> NDArray[np.float64]:
 def moved(motion: NDArray, points: NDArray) -> NDArray[np.float64]:
     """Points ``[..., 3]`` after a motion."""
     return points @ motion[:, :3].T + motion[:, 3]
+
+
+def check_motion(motion: NDArray, where: str) -> None:
+    """Refuses what is no rigid motion ``[3, 4]``; ``where`` says what it belongs to.
+
+    Raises:
+        UserError: it is none.
+    """
+    if np.shape(motion) != (3, 4):
+        raise UserError(f"{where}: the pose has shape {[*np.shape(motion)]}; it must be 3 x 4")
+    check_pose(torch.from_numpy(np.asarray(motion, np.float64)), where)
 
 
 def after(second: NDArray, first: NDArray) -> NDArray[np.float64]:

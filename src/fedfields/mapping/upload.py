@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from fedfields.errors import UserError
 from fedfields.lazy import torch
 from fedfields.mapping.bake import Local, local_as_tensors, local_of
-from fedfields.mapping.merge import Contribution, Refused, check_pose
+from fedfields.mapping.merge import Contribution, Refused
 from fedfields.mapping.packing import contribution_of
+from fedfields.mapping.rigid import check_motion
 from fedfields.store import tensors_as_bytes, tensors_from_bytes
 
 MOST_CAMERAS = 10_000
@@ -25,6 +26,18 @@ MOST_CAMERAS = 10_000
 
 MOST_BRICKS = 2**17
 """That a contribution may have: 7 GiB in memory."""
+
+
+class About(NamedTuple):
+    """What a client must know of a map.
+
+    Attributes:
+        voxel: edge of its voxels, in metres.
+        base: its newest version.
+    """
+
+    voxel: float
+    base: int
 
 
 class Upload(NamedTuple):
@@ -85,11 +98,11 @@ def sent_from_bytes(content: bytes) -> Upload | Contribution:
 
 
 def _check(upload: Upload) -> None:
-    check_pose(upload.pose)
+    check_motion(upload.pose, "its frame")
     if not all(0 <= value < math.inf for value in upload.error):
         raise ValueError(f"its pose may be off by {upload.error}; errors must be finite and not negative")
     count = len(upload.cameras)
     if count > MOST_CAMERAS or upload.cameras.shape != (count, 3, 4):
         raise ValueError(f"its cameras are {[*upload.cameras.shape]}; they must be at most {MOST_CAMERAS:,} x 3 x 4")
     for camera in upload.cameras:
-        check_pose(camera)
+        check_motion(camera, "a camera of it")

@@ -27,7 +27,8 @@ def samples(runs: Sequence[Run]) -> str:
         lines = [Line(curve, run.look) for run in those if len(curve := run.score_curve("validation")) > 1]
         if lines:
             title = f"{name.capitalize()} of validation clients after adaptation, over rounds"
-            charts.append(chart(title, over_rounds(title, lines, name), "These decide when training stops."))
+            caption = "With --patience, the loss of these clients decides when training stops."
+            charts.append(chart(title, over_rounds(title, lines, name), caption))
     intro = "Each client adapts the shared model to its own support and is judged on its query."
     body = grid(charts, runs) + (_side_by_side(runs) if len(runs) > 1 else "") if runs else ""
     return section("samples", "What clients get", intro, body)

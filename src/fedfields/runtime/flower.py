@@ -28,6 +28,9 @@ from fedfields.runtime.wire import Malformed, pack, unpack
 from fedfields.types import Memory, Params
 
 VISIT, HELLO, FINISH = "train.visit", "query.hello", "query.finish"
+PIECE = "query.piece"
+"""Asks for a piece of what is to be added to a map."""
+
 GONE = "it has gone away"
 LONGEST = 300
 """Characters of a reason that a client may give."""
@@ -207,34 +210,68 @@ class Flower:
 
     def _ask(self, kind: str, letters: Mapping[int, Letter], number: int) -> Iterator[tuple[int, Letter | str]]:
         """Sends everybody a letter, and gives the answers as they come: a letter, or why there is none."""
-        nodes, sent, began = self._nodes(), dict[str, int](), time.monotonic()
-        life = self._rules.deadline
+        nodes, began = self._nodes(), time.monotonic()
+        post = Post(self._grid, self._nodes, self._rules.deadline)
         for client, letter in letters.items():
             if client not in nodes:
                 yield client, GONE
-                continue
-            message = Message(pack(*letter), nodes[client].number, kind, ttl=life + 60, group_id=str(number))
-            (key,) = self._grid.push_messages([message]) or [""]
-            if key:
-                sent[key] = client
-            else:
+            elif not post.send(client, nodes[client], kind, letter, number):
                 yield client, "the message could not be sent"
-        looked = began
-        while sent:
-            for message in self._grid.pull_messages(list(sent)):
-                client = sent.pop(message.metadata.reply_to_message_id, None)
-                if client is not None:
-                    yield client, _opened(message)
-            waited = time.monotonic()
-            if waited - looked > 1:
-                looked, here = waited, self._nodes()
-                for key, client in list(sent.items()):
-                    if here.get(client) != nodes[client] or waited - began > life:
-                        late = f"no reply within {life:g} s" if waited - began > life else GONE
-                        del sent[key]
-                        self._forget(key)  # First: whoever has all that it waits for does not come back here.
-                        yield client, late
-            time.sleep(POLL if waited - began < 5 else 10 * POLL)
+        while post.waiting:
+            yield from post.answers()
+            time.sleep(POLL if time.monotonic() - began < 5 else 10 * POLL)
+
+
+class Sent(NamedTuple):
+    """A letter that is on its way: to which client, at which node, since when."""
+
+    client: int
+    node: Node
+    began: float
+
+
+class Post:
+    """Letters on their way, and the answers to them as they come; nothing here waits.
+
+    Args:
+        grid: Flower's.
+        nodes: gives the nodes that are there, by the index of their client.
+        patience: seconds for which an answer is waited for.
+    """
+
+    def __init__(self, grid: Grid, nodes: Callable[[], Mapping[int, Node]], patience: float) -> None:
+        self._grid, self._nodes, self._patience = grid, nodes, patience
+        self._sent: dict[str, Sent] = {}
+        self._looked = time.monotonic()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self._sent)
+
+    def send(self, client: int, node: Node, kind: str, letter: Letter, number: int = 0) -> bool:
+        """Sends a letter about round ``number``; whether that went well."""
+        message = Message(pack(*letter), node.number, kind, ttl=self._patience + 60, group_id=str(number))
+        (key,) = self._grid.push_messages([message]) or [""]
+        if key:
+            self._sent[key] = Sent(client, node, time.monotonic())
+        return bool(key)
+
+    def answers(self) -> Iterator[tuple[int, Letter | str]]:
+        """The answers that have come: a letter, or why there will be none."""
+        for message in self._grid.pull_messages(list(self._sent)):
+            sent = self._sent.pop(message.metadata.reply_to_message_id, None)
+            if sent is not None:
+                yield sent.client, _opened(message)
+        now = time.monotonic()
+        if now - self._looked > 1:
+            self._looked, here = now, self._nodes()
+            for key, sent in list(self._sent.items()):
+                late = now - sent.began > self._patience
+                if late or here.get(sent.client) != sent.node:
+                    del self._sent[key]
+                    self._forget(key)  # First: whoever has all that it waits for does not come back here.
+                    yield sent.client, f"no reply within {self._patience:g} s" if late else GONE
 
     def _forget(self, key: str) -> None:
         """A reply to this message, should it come, is not taken any more."""
@@ -268,6 +305,10 @@ def _printable(reason: object) -> str:
     return "".join(one if one.isprintable() else " " for one in str(reason)[:LONGEST])
 
 
+Handler = Callable[[Letter, Context], Letter]
+"""Answers letters of one kind."""
+
+
 class App(NamedTuple):
     """How a client's app gets at its desk.
 
@@ -288,17 +329,22 @@ class App(NamedTuple):
 
 def client_app(app: App) -> ClientApp:
     """The Flower app that answers for a client."""
-    flower = ClientApp()
-    handlers: dict[str, Callable[[Letter, Context], Letter]] = {
+    handlers: dict[str, Handler] = {
         VISIT: lambda letter, context: _desk(app, context).visit(letter),
         HELLO: app.hello,
         FINISH: lambda letter, context: app.finish(letter),
     }
     for step in STEPS:
         handlers[_kind(step)] = _stepping(app, step)
+    return answering(handlers, app.guard)
+
+
+def answering(handlers: Mapping[str, Handler], guard: Callable[[Exception], str]) -> ClientApp:
+    """The Flower app that gives each kind of letter to its handler, and says why where that fails."""
+    flower = ClientApp()
     for kind, handle in handlers.items():
         category, action = kind.split(".")
-        getattr(flower, category)(action)(_answering(app, handle))
+        getattr(flower, category)(action)(_answering(handle, guard))
     return flower
 
 
@@ -309,18 +355,18 @@ def _desk(app: App, context: Context) -> Desk:
     return desk
 
 
-def _answering(app: App, handle: Callable[[Letter, Context], Letter]) -> Callable[[Message, Context], Message]:
+def _answering(handle: Handler, guard: Callable[[Exception], str]) -> Callable[[Message, Context], Message]:
     def answer(message: Message, context: Context) -> Message:
         try:
             letter = handle(unpack(message.content), context)
         except Exception as error:
-            letter = refusal(UserError(app.guard(error)))
+            letter = refusal(UserError(guard(error)))
         return Message(pack(*letter), reply_to=message)
 
     return answer
 
 
-def _stepping(app: App, step: str) -> Callable[[Letter, Context], Letter]:
+def _stepping(app: App, step: str) -> Handler:
     def handle(letter: Letter, context: Context) -> Letter:
         desk = _desk(app, context)
         if not app.moves:

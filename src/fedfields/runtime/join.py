@@ -71,21 +71,47 @@ def join(
     Raises:
         UserError: the server cannot be reached for too long, or does not want this owner.
     """
-    hush(folder / "flower.log")
     app = _watched(client_app(App(owner.desk, owner.hello, owner.finish, owner.guard)), busy)
     log = Log(folder / "sent.jsonl", lambda: owner.form)
+    converse(visit, key, Program(app, log, _told, lambda: owner.done), tell)
+    return owner.done
+
+
+class Program(NamedTuple):
+    """What answers a server.
+
+    Attributes:
+        answer: a message to its reply.
+        log: lists what leaves the machine.
+        told: a line of the log as the terminal shows it; "" for not at all.
+        over: whether there is nothing more to say.
+    """
+
+    answer: Answer
+    log: Log
+    told: Callable[[Mapping[str, Any]], str]
+    over: Callable[[], bool]
+
+
+def converse(visit: Visit, key: OwnerKey, program: Program, tell: Tell) -> None:
+    """Answers the server until all is said; the folder of the log is the program's alone meanwhile.
+
+    Raises:
+        UserError: the server cannot be reached for too long, or does not want this owner.
+    """
+    log, folder = program.log, program.log.path.parent
+    hush(folder / "flower.log")
     with _alone(folder):
         fleet = Fleet(visit.address, key.node, visit.certificate)
         try:
             _connect(fleet, visit, tell)
             with fleet.beating():
-                while not owner.done:
-                    _turn(fleet, visit, app, log, tell)
+                while not program.over():
+                    _turn(fleet, visit, program, tell)
         finally:
             fleet.leave()
             if log.messages:
                 tell(f"{log.bytes:,} bytes in {log.messages} messages left this machine; each is listed in {log.path}")
-    return owner.done
 
 
 def _watched(app: ClientApp, busy: Busy) -> Answer:
@@ -100,14 +126,14 @@ def _watched(app: ClientApp, busy: Busy) -> Answer:
     return answer
 
 
-def _turn(fleet: Fleet, visit: Visit, app: Answer, log: Log, tell: Tell) -> None:
+def _turn(fleet: Fleet, visit: Visit, program: Program, tell: Tell) -> None:
     """One message, or a short rest; after a broken connection, a new one."""
     try:
         message = fleet.receive()
         if message is None:
             time.sleep(IDLE)
             return
-        reply, seconds = _answer(app, fleet, message, log, tell)
+        reply, seconds = _answer(program, fleet, message, tell)
         if not fleet.reply(reply, seconds):
             tell(f"round {message.metadata.group_id}: the server did not wait for this reply, and did not take it")
     except (httpx.HTTPError, Gone, RuntimeError) as error:
@@ -115,20 +141,23 @@ def _turn(fleet: Fleet, visit: Visit, app: Answer, log: Log, tell: Tell) -> None
         _connect(fleet, visit, tell)
 
 
-def _answer(app: Answer, fleet: Fleet, message: Message, log: Log, tell: Tell) -> tuple[Message, float]:
+def _answer(program: Program, fleet: Fleet, message: Message, tell: Tell) -> tuple[Message, float]:
     started, head = time.perf_counter(), message.metadata
     context = Context(head.run_id, fleet.number, {}, RecordDict(), {})
-    reply = app(message, context)
+    reply = program.answer(message, context)
     weight = nbytes(reply.content)
-    line = log.write(head.message_type, head.group_id, unpack(reply.content), weight)
-    if line["values"] or line["tensors"]:
-        tell(_told(line))
+    line = program.log.write(head.message_type, head.group_id, unpack(reply.content), weight)
+    told = program.told(line)
+    if told:
+        tell(told)
     return reply, time.perf_counter() - started
 
 
 def _told(line: Mapping[str, Any]) -> str:
-    """A line for the owner's terminal about what leaves."""
+    """A line for the owner's terminal about what leaves, if anything does."""
     values, tensors = line["values"], line["tensors"]
+    if not (values or tensors):
+        return ""
     if "failed" in values:
         return f"round {line['round']}: sent no numbers, but a reason: {values['failed']}"
     if line["masked"]:
@@ -194,6 +223,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
-                    f"another fedfields join is at work in {folder}; stop it, or choose another --out"
+                    f"another fedfields is at work in {folder}; stop it, or choose another folder"
                 ) from None
         yield

@@ -85,16 +85,16 @@ def is_map(path: Path) -> bool:
     return (path / "map.json").is_file()
 
 
-def load_map(path: Path) -> Mapped:
-    """Opens a map to be shown, at its newest version.
+def load_map(where: str | Path) -> Mapped:
+    """Opens the map in a folder, or as text at an address that fsspec knows, to be shown at its newest version.
 
     Raises:
         UserError: it is damaged, or empty.
     """
-    view = open_map(path).view()
+    view = open_map(where).view()
     tiles = np.array(list(view.tiles()))
     if not len(tiles):
-        raise UserError(f"{path} is empty; merge something first: fedfields map serve {path} --once")
+        raise UserError(f"{where} is empty; merge something first: fedfields map serve {where} --once")
     low, high = tiles.min(0) * view.map.settings.tile, (tiles.max(0) + 1) * view.map.settings.tile
     x, y, z = ((low + high) / 2).tolist()
     half = float((high - low).max()) / 2

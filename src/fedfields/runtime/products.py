@@ -73,17 +73,21 @@ def load_trained(run: Path, weights: Path | None = None) -> Trained:
     return Trained(experiment, params, loss_for(experiment), frame, tour)
 
 
-def load_place(path: Path, weights: Path | None = None) -> Trained | Mapped:
+def load_place(where: str | Path, weights: Path | None = None) -> Trained | Mapped:
     """What can be shown: the place that a run learned, or a map.
+
+    Args:
+        where: the folder of either, or as text the address of a map, as fsspec knows it.
+        weights: see `load_trained`.
 
     Raises:
         UserError: see `load_trained` and `load_map`; or there are weights for a map.
     """
-    if not is_map(path):
-        return load_trained(path, weights)
+    if isinstance(where, Path) and not is_map(where):
+        return load_trained(where, weights)
     if weights is not None:
-        raise UserError(f"{path} is a map of voxels and has no weights; leave out --weights")
-    return load_map(path)
+        raise UserError(f"{where} is a map of voxels and has no weights; leave out --weights")
+    return load_map(where)
 
 
 def film(
