@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from fedfields.adaptation import Adaptation, adapt
 from fedfields.cli import main
 from fedfields.config import choose, preset
 from fedfields.datasets import Samples, Sinusoids
+from fedfields.fields import Siren
 from fedfields.losses import ModelLoss
 from fedfields.models import ConvNet, Mlp, Recurrent
 from fedfields.objectives import Inner, Maml
 from fedfields.runtime.checkpoint import load_weights
 from fedfields.runtime.run import run
 from fedfields.scenes.arrays import ArraySignal
+from fedfields.scenes.data import Data
 from fedfields.seeds import generator
 from fedfields.types import META, Task
 
@@ -125,12 +129,51 @@ def test_what_adapt_writes_is_what_adaptation_gives_and_what_others_compute(runs
     assert all(torch.allclose(weights[key], written[key], atol=1e-7) for key in weights)
 
 
+def test_a_run_between_machines_has_no_scores_and_its_settings_tell_the_kind(runs, tmp_path):
+    folder, file = runs["clouds"]
+    shutil.copytree(folder, tmp_path / "run")
+    for name, change in (("summary", {"scores": None}), ("experiment", {})):
+        path = tmp_path / "run" / f"{name}.json"
+        record = json.loads(path.read_text()) | change
+        if name == "experiment":
+            record["experiment"]["data"]["kind"] = "classes"
+        path.write_text(json.dumps(record))
+    assert call("adapt", tmp_path / "run", file, "--no-onnx", "--out", tmp_path / "a") == 0
+    assert json.loads((tmp_path / "a" / "adapted.json").read_text())["figure"] == "accuracy"
+
+
 def test_adapting_helps(runs, tmp_path):
     folder, file = runs["clouds"]
     assert call("adapt", folder, file, "--out", tmp_path / "a", "--steps", "60", "--no-onnx") == 0
     record = json.loads((tmp_path / "a" / "adapted.json").read_text())
     assert record["after"] > 0.9 and record["after"] >= record["before"]
     assert not (tmp_path / "a" / "model.onnx").exists()
+
+
+def test_a_field_whose_step_sizes_were_learned_adapts_and_is_written_without_them(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        values = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(values).save(folder / f"p{i}.png")
+    experiment = dataclasses.replace(
+        choose(preset("maml"), "objective", "meta-sgd"),
+        data=Data(path=folder, size=8),
+        field=Siren(width=8, depth=2),
+        rounds=1,
+        workers=1,
+        adaptation=Adaptation(steps=2),
+    )
+    run(experiment, tmp_path / "run")
+    assert call("adapt", tmp_path / "run", folder / "p0.png") == 0
+    made = tmp_path / "run" / "adapted" / "p0"
+    written = load_weights(made / "field.safetensors")
+    assert any(key.startswith(META) for key in written)
+    x = 2 * torch.rand(11, 2, generator=torch.Generator().manual_seed(0)) - 1
+    session = onnxruntime.InferenceSession(made / "field.onnx")
+    assert not any(node.name.startswith(META) for node in session.get_inputs())
+    np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], experiment.field(written, x), atol=1e-5)
+    assert json.loads((made / "adapted.json").read_text())["figure"] == "psnr"
 
 
 def test_without_the_extra_one_line_says_so_and_the_rest_is_written(runs, tmp_path, monkeypatch, capsys):

@@ -208,9 +208,9 @@ def _pictures(folder: Path, opened: _Opened, adapted: Params, plain: Params) -> 
 
 def _rows(run: Path, path: Path, experiment: Experiment, start: Params) -> _Opened:
     """The rows at ``path``, of which the run's share is adapted to and the others judge."""
-    kind, outputs = _kind(run), len(start["last_layer.bias"])
-    loss = sample_loss(experiment, kind)
     assert isinstance(experiment.data, SampleData)
+    kind, outputs = _kind(run, experiment.data), len(start["last_layer.bias"])
+    loss = sample_loss(experiment, kind)
     client = _reader(experiment.data, kind, outputs, path).own(path, path.stem, experiment.seed)
     task = client.train[0]
     query = task.query.everything()
@@ -225,8 +225,11 @@ def _rows(run: Path, path: Path, experiment: Experiment, start: Params) -> _Open
     return _Opened(task, loss, fresh, "model", figure, lambda params: figures(loss, params, query)[figure], shape)
 
 
-def _kind(run: Path) -> Kind:
-    """What the run's targets are, by what it was judged by."""
+def _kind(run: Path, data: SampleData) -> Kind:
+    """What the run's targets are, by its settings or else by what it was judged by."""
+    told = data.kind if isinstance(data, Samples) else "numbers"
+    if told != "auto":
+        return "numbers" if told == "numbers" else "classes"
     scores = read_json(run / "summary.json").get("scores") or {}
     return "classes" if "accuracy" in scores else "numbers"
 

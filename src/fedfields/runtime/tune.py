@@ -148,9 +148,9 @@ def tune(
             where = f"trial {number} of {search.trials}"
             raise Interrupted(f"interrupted in {where}; go on with: fedfields tune --resume --out {folder}") from stop
         done.append(trial)
-        append_line(folder / RECORD, line_of(trial))
-        if trial.state == "complete" and best_of(done) is trial:
+        if best_of(done) is trial:  # Before the line about it: a search that is killed in between comes here again.
             write_text(folder / "best.toml", _as_toml(search, trial))
+        append_line(folder / RECORD, line_of(trial))
         on_trial(trial)
     return done
 
