@@ -59,7 +59,7 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
-MARCHING = Marching(steps=192, samples=4096, cells=32)
+MARCHING = Marching(steps=192, samples=32768, cells=64, refresh=50, distortion=0.01)
 """How all fields are rendered: a step is 1.1 m in the town's cube."""
 
 CELLS = 4
@@ -68,8 +68,8 @@ CELLS = 4
 BEYOND = 0.15
 """Part of a cell's width by which it reaches into the next ones."""
 
-FLOOR = -14.0
-"""Metres below the mean ground: the terrain of a town varies by less."""
+FLOOR, CEILING = -7.0, 18.0
+"""Heights in metres between which the town lies: what structure from motion would tell everybody."""
 
 ROUGH = (2.0, 2.0)
 """Largest error of a rough pose: metres along each axis, degrees about each axis."""
@@ -104,11 +104,11 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    Town(120, photos=200, clients=16, least=30, most=50, width=32, height=24, lowest=40, highest=70, tests=20),
-    HashGrid(levels=8, log2_rows=14, finest=128),
-    256,
-    6,
-    1.0,
+    Town(120, photos=400, clients=16, least=60, most=100, width=48, height=36, lowest=40, highest=70, tests=20),
+    HashGrid(levels=8, log2_rows=15, finest=128),
+    512,
+    5,
+    0.5,
     30.0,
 )
 QUICK = Sizes(
@@ -150,7 +150,7 @@ class Trained(NamedTuple):
 
 def judged(see: See, tests: Sequence[Photo]) -> tuple[float, float]:
     """Mean PSNR of test photographs, and pixels rendered in a second."""
-    rays = [photo_rays(photo.pose, photo.camera) for photo in tests]
+    rays = [photo_rays(photo.pose, photo.camera, photo.top) for photo in tests]
     see(rays[0])  # Compiles what has to be.
     before = time.process_time()
     shown = [see(each).colour for each in rays]
@@ -248,8 +248,8 @@ def fly(client: Client, frame: Frame, desk: Desk, random: np.random.Generator) -
     middle, angle = world[:, :, 3].mean(0) * (1, 1, 0), random.uniform(-np.pi, np.pi)
     turn = Rotation.from_euler("z", angle).as_matrix()
     own = np.concatenate([turn.T @ world[:, :, :3], (turn.T @ (world[:, :, 3] - middle).T).T[:, :, None]], 2)
-    cube = cube_below(own, FLOOR, sizes.reach, "white")
-    mine = through_floor(reframed(photos, own, cube))
+    cube = cube_below(own, FLOOR, sizes.reach)
+    mine = through_floor(reframed(photos, own, cube), cube.height(CEILING))
     trained = desk.fitted(client.name, mine, cube)
     local = as_local(client.name, sizes.field, trained.params, mine, cube, sizes.voxel)
     off = motion_of(random, *ROUGH)
@@ -290,8 +290,9 @@ class Table:
 
 def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, See]]:
     """All rows, and what can be looked at."""
-    frame, sizes, photos = place.frame, desk.sizes, _each_once(photos_of(place.clients))
-    made, random = Table(place.tests), np.random.default_rng(0)
+    frame, sizes, random = place.frame, desk.sizes, np.random.default_rng(0)
+    photos, tests = _each_once(photos_of(place.clients), frame), _each_once(place.tests, frame)
+    made = Table(tests)
     one = desk.fitted("all", photos, frame)
     shown: dict[str, See] = {"one model": viewer(sizes, one.params)}
     made.add("one model", shown["one model"], one.seconds, None, size_of(one.params))
@@ -315,8 +316,9 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
     return made.rows, shown
 
 
-def _each_once(photos: Sequence[Photo]) -> list[Photo]:
-    return list({photo.name: photo for photo in photos}.values())
+def _each_once(photos: Sequence[Photo], frame: Frame) -> list[Photo]:
+    """Photographs of several hands, of which the rays begin below the ceiling."""
+    return [photo._replace(top=frame.height(CEILING)) for photo in {photo.name: photo for photo in photos}.values()]
 
 
 def from_above(see: See, town: Town, pixels: int = 220) -> Tensor:
@@ -326,7 +328,7 @@ def from_above(see: See, town: Town, pixels: int = 220) -> Tensor:
     pose = torch.eye(3, 4)
     pose[2, 3] = height / town.frame.half
     camera = Camera("pinhole", pixels, pixels, focal, focal, pixels / 2, pixels / 2)
-    return see(photo_rays(pose, camera)).colour.reshape(pixels, pixels, 3).clamp(0, 1)
+    return see(photo_rays(pose, camera, town.frame.height(CEILING))).colour.reshape(pixels, pixels, 3).clamp(0, 1)
 
 
 def truth_of(town: Town) -> See:

@@ -113,6 +113,9 @@ class TrainFlags:
     """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands
     on it, and pixels that may show what is beside the cube are not used."""
 
+    ceiling: float = math.inf
+    """With --floor: a height, in metres, above all that they show. What the air above it holds need not be learned."""
+
     reach: float = 50.0
     """With --floor: metres that the cube is wider than where the cameras stand, on every side."""
 
@@ -124,6 +127,8 @@ class TrainFlags:
             raise ValueError(f"send is {self.send!r}; it must be field or voxels")
         if min(self.metres, self.degrees, self.reach) < 0:
             raise ValueError(f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}: none may be negative")
+        if not (self.ceiling > self.floor or math.isinf(self.ceiling)):
+            raise ValueError(f"ceiling is {self.ceiling:g} and floor {self.floor:g}; give a floor that is lower")
         if self.client < 0:
             raise ValueError(f"client is {self.client}; the first is 0")
 
@@ -174,8 +179,8 @@ def _photos(settings: TrainFlags) -> tuple[str, tuple[Photo, ...], Frame]:
     if math.isnan(settings.floor):
         return name, photos, frame
     poses = in_metres(photos, frame)
-    cube = cube_below(poses, settings.floor, settings.reach, frame.background)
-    photos = through_floor(reframed(photos, poses, cube))
+    cube = cube_below(poses, settings.floor, settings.reach)
+    photos = through_floor(reframed(photos, poses, cube), cube.height(settings.ceiling))
     if not photos:
         raise UserError(f"no pixel shows ground above --floor {settings.floor:g} m in the cube; raise --reach")
     return name, photos, cube
