@@ -16,6 +16,7 @@ voxels, and the one model with its view dependence taken away.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -82,7 +83,7 @@ class Sizes(NamedTuple):
 
     Attributes:
         town: photographs, clients.
-        field: of everybody.
+        field: of everybody; a client's finest cells are two voxels wide, whatever its cube.
         batch: rays of a step.
         passes: how often a pixel is drawn in training, on average.
         voxel: metres.
@@ -96,11 +97,15 @@ class Sizes(NamedTuple):
     voxel: float
     reach: float
 
-    def training(self, photos: Sequence[Photo]) -> Training:
+    def field_in(self, cube: Frame) -> HashGrid:
+        """A client's."""
+        return dataclasses.replace(self.field, finest=max(self.field.coarsest, round(cube.half / self.voxel)))
+
+    def training(self, field: HashGrid, photos: Sequence[Photo]) -> Training:
         """As many steps as these photographs have pixels for."""
         pixels = sum(p.camera.width * p.camera.height if p.usable is None else len(p.usable) for p in photos)
         steps = max(1, round(pixels * self.passes / self.batch))
-        return Training(self.field, MARCHING, self.batch, steps)
+        return Training(field, MARCHING, self.batch, steps)
 
 
 FULL = Sizes(
@@ -109,7 +114,7 @@ FULL = Sizes(
     512,
     5,
     0.5,
-    30.0,
+    20.0,
 )
 QUICK = Sizes(
     Town(extent=80, photos=20, clients=4, least=6, most=8, width=32, height=24, tests=4),
@@ -172,14 +177,14 @@ class Desk(NamedTuple):
     sizes: Sizes
     keep: Path | None
 
-    def fitted(self, name: str, photos: Sequence[Photo], frame: Frame) -> Trained:
-        """A field of photographs in a frame."""
+    def fitted(self, name: str, field: HashGrid, photos: Sequence[Photo], frame: Frame) -> Trained:
+        """The weights of a field of photographs in a frame."""
         path = self.keep and self.keep / f"{name}.safetensors"
         if path and path.exists():
             params, told = read_tensors(path)
             return Trained(params, told["seconds"])
         before = time.process_time()
-        params, _ = train_field(name, photos, frame, self.sizes.training(photos), 0, lambda done, total: None)
+        params, _ = train_field(name, photos, frame, self.sizes.training(field, photos), 0, lambda done, total: None)
         seconds = time.process_time() - before
         if path:
             write_tensors(path, params, {"seconds": seconds})
@@ -207,7 +212,7 @@ def grid_of(photos: Sequence[Photo], frame: Frame, desk: Desk) -> dict[tuple[int
             inside = ((at - torch.tensor(cell) - 0.5).abs() <= 0.5 + BEYOND).all(1)
             if bool(inside.any()):
                 mine.append(photo._replace(usable=inside.nonzero()[:, 0]))
-        found[cell] = desk.fitted(f"cell-{cell[0]}-{cell[1]}", mine, frame)
+        found[cell] = desk.fitted(f"cell-{cell[0]}-{cell[1]}", desk.sizes.field, mine, frame)
     return found
 
 
@@ -250,8 +255,9 @@ def fly(client: Client, frame: Frame, desk: Desk, random: np.random.Generator) -
     own = np.concatenate([turn.T @ world[:, :, :3], (turn.T @ (world[:, :, 3] - middle).T).T[:, :, None]], 2)
     cube = cube_below(own, FLOOR, sizes.reach)
     mine = through_floor(reframed(photos, own, cube), cube.height(CEILING))
-    trained = desk.fitted(client.name, mine, cube)
-    local = as_local(client.name, sizes.field, trained.params, mine, cube, sizes.voxel)
+    field = sizes.field_in(cube)
+    trained = desk.fitted(client.name, field, mine, cube)
+    local = as_local(client.name, field, trained.params, mine, cube, sizes.voxel)
     off = motion_of(random, *ROUGH)
     rough = np.concatenate([off[:, :3] @ turn, (middle + off[:, 3])[:, None]], 1)  # About where it flew.
     return Drone(Upload(local, rough, ROUGH, own), np.concatenate([turn, middle[:, None]], 1), trained.seconds)
@@ -293,7 +299,7 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
     frame, sizes, random = place.frame, desk.sizes, np.random.default_rng(0)
     photos, tests = _each_once(photos_of(place.clients), frame), _each_once(place.tests, frame)
     made = Table(tests)
-    one = desk.fitted("all", photos, frame)
+    one = desk.fitted("all", sizes.field, photos, frame)
     shown: dict[str, See] = {"one model": viewer(sizes, one.params)}
     made.add("one model", shown["one model"], one.seconds, None, size_of(one.params))
     drones = [fly(client, frame, desk, random) for client in place.clients]
