@@ -23,7 +23,7 @@ from fedfields.federation import Method
 from fedfields.fields import HashGrid
 from fedfields.lazy import torch
 from fedfields.losses import CODES, MarchedLoss
-from fedfields.mapping.bake import Local, cells_of, seen_cells
+from fedfields.mapping.bake import Local, cells_of, seen_cells, with_neighbours
 from fedfields.objectives import Fit
 from fedfields.optim import Adam
 from fedfields.rendering.marching import Marching
@@ -36,8 +36,9 @@ from fedfields.types import Client, Params, Task
 if TYPE_CHECKING:
     from torch import Generator
 
-RAYS = 2**18
-"""About so many rays through the pixels of a client's photographs say what was seen."""
+RAYS = 16
+"""About so many rays for each cell of a side of the cube, through a client's photographs, say what was seen. With a
+quarter of them, a field of 26.5 dB gave a map of 16.3 dB: fewer than three met many a cell of the ground."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def as_local(
     Raises:
         UserError: the cube is too large for such voxels.
     """
-    cells, rays = cells_of(frame, voxel), _through(photos, RAYS, generator(0, "seen", name))
-    seen = seen_cells(partial(field.density, params), rays, cells)
+    cells = cells_of(frame, voxel)
+    rays = _through(photos, RAYS * cells**2, generator(0, "seen", name))
+    seen = with_neighbours(seen_cells(partial(field.density, params), rays, cells))
     code = own[CODES].mean(0) if own and CODES in own else None
     return Local(name, field, params, frame, seen, len(photos), code)
 
