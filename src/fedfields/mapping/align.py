@@ -54,8 +54,8 @@ class Alignment:
     """The rough stage."""
 
     colour: float = 1.0
-    """Weight of colour against depth: lambda of eq. 5. (The paper's best is 0.75. Depths of small fields are off by half
-    a metre where their colours still fit: docs/map.md.)"""
+    """Weight of colour against depth: lambda of eq. 5. (The paper's best is 0.75. Depths of small fields are off by
+    half a metre where their colours still fit: docs/map.md.)"""
 
     depth: float = 100.0
     """Metres of depth that count as much as black against white. (The paper does not say how it compares them.)"""
