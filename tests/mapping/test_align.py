@@ -10,6 +10,8 @@ from fedfields.mapping.align import (
     Alignment,
     Brought,
     Views,
+    _equations,
+    _shown,
     align,
     around,
     changed,
@@ -120,7 +122,7 @@ def test_the_gradient_of_eq_5_is_that_of_finite_differences(part):
     pose, centre = torch.from_numpy(TRUTH), torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
 
     def loss(step):
-        return mismatch(to, views, changed(pose, step, centre, 25.0), SETTINGS)
+        return mismatch(to, views, changed(pose, step, centre, 25.0), Alignment(depth=10.0))
 
     step = torch.tensor([0.01, -0.006, 0.004, 0.003, 0.005, -0.002], dtype=torch.float64, requires_grad=True)
     (ours,) = torch.autograd.grad(loss(step), step)
@@ -131,14 +133,38 @@ def test_the_gradient_of_eq_5_is_that_of_finite_differences(part):
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-4)
 
 
+def test_the_equations_of_a_step_are_those_of_finite_differences(part):
+    """Jacobians of all rays by differences; weighted by one over the residuals, of which small ones count as 0.01."""
+    bricks = in_double(baked(HOUSES, (-12, -20, -2), (24, 16, 12), VOXEL, 5, 0.2))
+    to, settings = target(bricks, VOXEL, SETTINGS), Alignment(colour=0.6, depth=10.0)
+    views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
+    views = views.chosen(torch.arange(0, len(views.rays.near), 16))
+    pose, centre = torch.from_numpy(TRUTH), torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
+
+    def residuals(step):
+        with torch.no_grad():
+            shown, both = _shown(to, views, changed(pose, step, centre, 25.0))
+        off = torch.cat([shown.colour - views.seen.colour, (shown.depth - views.seen.depth)[:, None]], 1)
+        return off * torch.tensor([0.2, 0.2, 0.2, 0.04]) * both[:, None]
+
+    small = 1e-7 * torch.eye(6, dtype=torch.float64)
+    jacobian = torch.stack([(residuals(e) - residuals(-e)) / 2e-7 for e in small], -1).flatten(0, 1)
+    off = residuals(torch.zeros(6, dtype=torch.float64)).flatten()
+    weight = 1 / off.abs().clamp_min(0.01)
+    normal, slope = _equations(to, views, pose, settings, centre, 25.0)
+    assert normal.diag().min() > 1e-3
+    torch.testing.assert_close(
+        normal, (jacobian * weight[:, None]).T @ jacobian, rtol=5e-3, atol=1e-3 * float(normal.max())
+    )
+    torch.testing.assert_close(slope, jacobian.T @ (weight * off), rtol=5e-3, atol=1e-3 * float(slope.abs().max()))
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_eq_5_by_hand(world, part, weight):
     """Own colours 0.1 darker, depths a metre longer than what the map shows: 0.1 lambda + 1 / 10 (1 - lambda)."""
     settings = Alignment(colour=weight, depth=10.0)
     views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
     pose = torch.from_numpy(TRUTH)
-    from fedfields.mapping.align import _shown
-
     shown, both = _shown(world, views, pose)
     assert 500 < both.sum() <= len(both)
     other = Views(views.rays, shown._replace(colour=shown.colour - 0.1, depth=shown.depth + 1.0))

@@ -13,7 +13,7 @@ eq. 5 improves the best of them. The contribution is rendered once; the gradient
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -53,12 +53,12 @@ class Alignment:
     search: Search = field(default_factory=Search)
     """The rough stage."""
 
-    colour: float = 1.0
-    """Weight of colour against depth: lambda of eq. 5. (The paper's best is 0.75. Depths of small fields are off by
-    half a metre where their colours still fit: docs/map.md.)"""
+    colour: float = 0.75
+    """Weight of colour against depth: lambda of eq. 5."""
 
-    depth: float = 100.0
-    """Metres of depth that count as much as black against white. (The paper does not say how it compares them.)"""
+    depth: float = 0.0
+    """Metres of depth that count as much as black against white; 0 for as many as make both mismatches equal on average
+    (the scales of two Laplace distributions). Soft surfaces count little then, and sharp ones much."""
 
     views: int = 8
     """Cameras of the contributor through which both are looked at, far from each other."""
@@ -82,7 +82,7 @@ class Alignment:
     def __post_init__(self) -> None:
         if not 0 <= self.colour <= 1:
             raise ValueError(f"colour is {self.colour}; it must lie between 0 and 1")
-        if not (0 < self.depth < math.inf and 0 < self.angle < 170):
+        if not (0 <= self.depth < math.inf and 0 < self.angle < 170):
             raise ValueError(f"depth {self.depth}, angle {self.angle}: impossible")
         if min(self.views, self.rays, self.steps) < 1:
             raise ValueError("views, rays and steps must be at least 1")
@@ -210,9 +210,20 @@ def refined(to: Target, views: Views, tried: NDArray, settings: Alignment) -> Al
     if best.overlap * len(views.rays.near) < FEWEST:
         raise UserError("the contribution is refused: it does not overlap the map; the map is as it was")
     some = views.chosen(torch.arange(0, len(views.rays.near), FIRST))
-    near = _descended(to, some, best.pose, settings)
+    near = _descended(to, some, best.pose, weighed(to, some, best.pose, settings))
+    settings = weighed(to, views, near, settings)
     better = judged_at(to, views, _descended(to, views, near, settings), settings)
-    return min(best, better, key=lambda one: one.loss)
+    return min(judged_at(to, views, best.pose, settings), better, key=lambda one: one.loss)
+
+
+def weighed(to: Target, views: Views, pose: NDArray, settings: Alignment) -> Alignment:
+    """The settings with a number of metres for `Alignment.depth`, if there is none: that of a pose."""
+    if settings.depth:
+        return settings
+    with torch.no_grad():
+        shown, both = _shown(to, views, torch.from_numpy(pose))
+    colour, depth = ((one - other).abs()[both].mean() for one, other in zip(shown[:2], views.seen[:2], strict=True))
+    return replace(settings, depth=float((depth / colour).nan_to_num(1.0, 1.0).clamp(to.voxel, 1e6)))
 
 
 def _descended(to: Target, views: Views, pose: NDArray, settings: Alignment) -> NDArray:
@@ -273,7 +284,7 @@ def changed(pose: Tensor, step: Tensor, centre: Tensor, reach: float) -> Tensor:
 
 
 def mismatch(to: Target, views: Views, pose: Tensor, settings: Alignment) -> Tensor:
-    """Eq. 5 over rays that see something in both, differentiable by the pose ``[3, 4]``."""
+    """Eq. 5 over rays that see something in both, differentiable by the pose ``[3, 4]``; for settings `weighed`."""
     shown, both = _shown(to, views, pose)
     share = both.double() / both.sum().clamp_min(1)
     colour = (shown.colour - views.seen.colour).abs().mean(1)
@@ -295,6 +306,7 @@ def _moved(views: Views, pose: Tensor) -> Rays:
 
 def judged_at(to: Target, views: Views, pose: NDArray, settings: Alignment) -> Aligned:
     """How well a contribution fits under a pose."""
+    settings = weighed(to, views, pose, settings)
     with torch.no_grad():
         shown, both = _shown(to, views, torch.from_numpy(pose))
         loss = float(mismatch(to, views, torch.from_numpy(pose), settings))
