@@ -21,6 +21,7 @@ from fedfields.mapping.align import (
     refined,
     target,
     views_of,
+    weighed,
 )
 from fedfields.mapping.register import Search, levels_of, register, surface_of
 from fedfields.mapping.rigid import about, after, apart, moved
@@ -159,6 +160,16 @@ def test_the_equations_of_a_step_are_those_of_finite_differences(part):
     torch.testing.assert_close(slope, jacobian.T @ (weight * off), rtol=5e-3, atol=1e-3 * float(slope.abs().max()))
 
 
+def test_depth_counts_as_much_as_it_is_worth(world, part):
+    """Colours 0.1 and depths 2 m wrong everywhere: 20 m are as bad as black for white."""
+    views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
+    shown, _ = _shown(world, views, torch.from_numpy(TRUTH))
+    other = Views(views.rays, shown._replace(colour=shown.colour - 0.1, depth=shown.depth + 2.0))
+    assert weighed(world, other, TRUTH, SETTINGS).depth == pytest.approx(20.0)
+    assert weighed(world, other, TRUTH, Alignment(depth=3.0)).depth == 3.0
+    assert judged_at(world, other, TRUTH, SETTINGS).loss == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_eq_5_by_hand(world, part, weight):
     """Own colours 0.1 darker, depths a metre longer than what the map shows: 0.1 lambda + 1 / 10 (1 - lambda)."""
@@ -239,7 +250,7 @@ def test_levels_hold_surface_colour_and_what_was_seen_to_be_empty():
     assert not at(0.5, 0.5, 4.5).any()
 
 
-@pytest.mark.parametrize("broken", [{"colour": 1.5}, {"depth": 0.0}, {"steps": 0}, {"angle": 200.0}])
+@pytest.mark.parametrize("broken", [{"colour": 1.5}, {"depth": -1.0}, {"steps": 0}, {"angle": 200.0}])
 def test_impossible_settings_are_refused(broken):
     with pytest.raises(ValueError, match=r"colour|impossible|at least 1"):
         Alignment(**broken)
