@@ -88,6 +88,7 @@ class Sizes(NamedTuple):
         passes: how often a pixel is drawn in training, on average.
         voxel: metres.
         reach: metres that a client's cube is wider than where its cameras stand, on every side.
+        margin: how many of them it does not contribute.
     """
 
     town: Town
@@ -96,6 +97,7 @@ class Sizes(NamedTuple):
     passes: float
     voxel: float
     reach: float
+    margin: float
 
     def field_in(self, cube: Frame) -> HashGrid:
         """A client's."""
@@ -115,6 +117,7 @@ FULL = Sizes(
     5,
     0.5,
     20.0,
+    12.0,
 )
 QUICK = Sizes(
     Town(extent=80, photos=20, clients=4, least=6, most=8, width=32, height=24, tests=4),
@@ -123,6 +126,7 @@ QUICK = Sizes(
     4,
     2.0,
     20.0,
+    5.0,
 )
 
 
@@ -257,7 +261,7 @@ def fly(client: Client, frame: Frame, desk: Desk, random: np.random.Generator) -
     mine = through_floor(reframed(photos, own, cube), cube.height(CEILING))
     field = sizes.field_in(cube)
     trained = desk.fitted(client.name, field, mine, cube)
-    local = as_local(client.name, field, trained.params, mine, cube, sizes.voxel)
+    local = as_local(client.name, field, trained.params, mine, cube, sizes.voxel, margin=sizes.margin)
     off = motion_of(random, *ROUGH)
     rough = np.concatenate([off[:, :3] @ turn, (middle + off[:, 3])[:, None]], 1)  # About where it flew.
     return Drone(Upload(local, rough, ROUGH, own), np.concatenate([turn, middle[:, None]], 1), trained.seconds)

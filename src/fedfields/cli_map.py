@@ -113,6 +113,10 @@ class TrainFlags:
     """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands
     on it, and pixels that may show what is beside the cube are not used."""
 
+    margin: float = 20.0
+    """With --floor: how many metres of --reach are not contributed. What is seen from one side only looks right from
+    there, and would blur what others know better."""
+
     ceiling: float = math.inf
     """With --floor: a height, in metres, above all that they show. What the air above it holds need not be learned."""
 
@@ -125,8 +129,9 @@ class TrainFlags:
     def __post_init__(self) -> None:
         if self.send not in ("field", "voxels"):
             raise ValueError(f"send is {self.send!r}; it must be field or voxels")
-        if min(self.metres, self.degrees, self.reach) < 0:
-            raise ValueError(f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}: none may be negative")
+        if min(self.metres, self.degrees, self.reach, self.margin) < 0:
+            found = f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}, margin {self.margin}"
+            raise ValueError(f"{found}: none may be negative")
         if not (self.ceiling > self.floor or math.isinf(self.ceiling)):
             raise ValueError(f"ceiling is {self.ceiling:g} and floor {self.floor:g}; give a floor that is lower")
         if self.client < 0:
@@ -148,7 +153,8 @@ def _train(arguments: list[str]) -> int:
             name, photos, frame, settings.training, settings.seed, lambda done, total: advance("train", done, total)
         )
     voxel = store.settings.voxel
-    local = as_local(name, settings.training.field, params, photos, frame, voxel, own)
+    margin = 0.0 if math.isnan(settings.floor) else settings.margin
+    local = as_local(name, settings.training.field, params, photos, frame, voxel, own, margin)
     pose = np.eye(3, 4)
     if settings.send == "voxels":
         content = contribution_as_bytes(bake(local, pose, voxel, base), "float16")

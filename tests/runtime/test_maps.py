@@ -225,7 +225,11 @@ def test_nothing_above_the_ceiling_counts_as_seen(town):
     found = as_local("me", field, field.init(torch.Generator().manual_seed(0)), mine, frame, 1.0)
     size = len(found.seen)
     heights = frame.centre[2] + frame.half * ((2 * np.flatnonzero(found.seen.any((0, 1))) + 1) / size - 1)
-    assert heights.min() < -13 and 9 < heights.max() < 11
+    assert heights.min() < -13 and 9 < heights.max() < 12  # And the cells next to them.
+    less = as_local("me", field, field.init(torch.Generator().manual_seed(0)), mine, frame, 1.0, margin=8.5).seen
+    edge = int(np.ceil(8.5 / (2 * frame.half / size)))
+    assert np.array_equal(less[edge:-edge, edge:-edge], found.seen[edge:-edge, edge:-edge]) and less.any()
+    assert less.sum() == less[edge:-edge, edge:-edge].sum() < found.seen.sum()
 
 
 def test_a_penalty_takes_the_view_dependence(town):

@@ -117,6 +117,7 @@ def as_local(
     frame: Frame,
     voxel: float,
     own: Params | None = None,
+    margin: float = 0.0,
 ) -> Local:
     """A trained field as a client contributes it: with what of its cube the photographs have seen.
 
@@ -128,6 +129,7 @@ def as_local(
         frame: the client's cube, in metres of its own axes.
         voxel: edge of the map's voxels, in metres; what was seen is found on cells of about this size.
         own: the photographs' own leaves: the field is baked in the mean of their lights.
+        margin: metres along the four sides of the cube that do not count as seen: cameras look at them from one side.
 
     Raises:
         UserError: the cube is too large for such voxels.
@@ -135,8 +137,11 @@ def as_local(
     cells = cells_of(frame, voxel)
     rays = _through(photos, RAYS * cells**2, generator(0, "seen", name))
     seen = with_neighbours(seen_cells(partial(field.density, params), rays, cells))
+    edge = math.ceil(margin / (2 * frame.half) * cells)
+    inside = np.zeros_like(seen)
+    inside[edge : cells - edge, edge : cells - edge] = True
     code = own[CODES].mean(0) if own and CODES in own else None
-    return Local(name, field, params, frame, seen, len(photos), code)
+    return Local(name, field, params, frame, seen & inside, len(photos), code)
 
 
 def _through(photos: Sequence[Photo], count: int, random: Generator) -> Rays:
