@@ -2,7 +2,7 @@
 
     python benchmarks/align.py [--trials N] [--few N] [--out DIR] [--quick] [--json]
 
-A made-up town of 200 m, of which all poses are known exactly. Two clients have photographs of two flights over parts of
+A made-up town of 120 m, of which all poses are known exactly. Two clients have photographs of two flights over parts of
 it that overlap by about half, and each trains a hash grid of its own. As in the paper, one of them, baked into voxels,
 plays the map and the other one the contribution; then they change places. So both sides are learned, each with errors
 of its own, and neither is a copy of the other.
@@ -33,22 +33,23 @@ from torch import Tensor
 
 from fedfields.errors import UserError
 from fedfields.fields import HashGrid
-from fedfields.losses import MarchedLoss
 from fedfields.mapping.align import Alignment, Brought, Target, fitted, target
-from fedfields.mapping.bake import Local, bake, cells_of, local_as_bytes, local_from_bytes, seen_cells
+from fedfields.mapping.bake import Local, bake, local_as_bytes, local_from_bytes
 from fedfields.mapping.register import Search, register, surface_of
 from fedfields.mapping.rigid import about, apart
 from fedfields.rendering.marching import Marching
-from fedfields.rendering.rays import Rays
 from fedfields.report.figures import Line, over_rounds, save_chart
+from fedfields.runtime.contribute import Training, as_local, through_floor, train_field
 from fedfields.scenes.frame import Frame
 from fedfields.scenes.town import Town
-from fedfields.scenes.views import Photo, RaySignal
+from fedfields.scenes.views import Photo
 from fedfields.seeds import generator
-from fedfields.types import Batch
 
-SLAB = -7.0, 18.0
+FLOOR, CEILING = -7.0, 18.0
 """Heights in metres between which the town lies: what structure from motion would tell a client."""
+
+MARCHING = Marching(steps=192, samples=32768, refresh=50, distortion=0.01)
+"""How fields are rendered."""
 
 METRES, DEGREES = 20.0, 20.0
 """Largest errors of a start along and about each axis."""
@@ -77,8 +78,8 @@ class Sizes(NamedTuple):
     base: Alignment
 
 
-FAST = Alignment(Search(hypotheses=4096, kept=64, points=512), rays=1024, batch=256, steps=20)
-FULL = Sizes(Town(photos=90, width=120, height=90, highest=90.0), 40, 0.5, 75.0, 2500, Alignment())
+FAST = Alignment(Search(hypotheses=4096, kept=64, points=512), rays=1024, steps=5)
+FULL = Sizes(Town(120, photos=240, width=60, height=45, lowest=40, highest=70), 100, 0.5, 40.0, 1500, Alignment())
 QUICK = Sizes(Town(extent=100, photos=24, least=1, most=1, width=48, height=36, highest=70.0), 16, 1.0, 45.0, 200, FAST)
 
 
@@ -92,10 +93,10 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "east": Part("east", 0, (25.0, 15.0)),
-    "west": Part("west", 0, (-30.0, -20.0)),
-    "elsewhere": Part("elsewhere", 1, (25.0, 15.0)),
-    "noise": Part("noise", 0, (-30.0, -20.0), True),
+    "east": Part("east", 0, (12.0, 8.0)),
+    "west": Part("west", 0, (-15.0, -10.0)),
+    "elsewhere": Part("elsewhere", 1, (12.0, 8.0)),
+    "noise": Part("noise", 0, (-15.0, -10.0), True),
 }
 
 
@@ -138,49 +139,22 @@ def photographs(sizes: Sizes, part: Part) -> tuple[Tensor, Tensor]:
     return poses, sizes.town.shoot(poses, part.seed).colours
 
 
-def in_slab(batch: Batch, frame: Frame) -> Batch:
-    """Rays from above, cut to the heights between which the town lies; those that leave by a wall are left out."""
-    rays: Rays = batch.inputs
-    low, high = ((height - frame.centre[2]) / frame.half for height in SLAB)
-    fall = rays.directions[:, 2].clamp_max(-1e-6)
-    last = (low - rays.origins[:, 2]) / fall
-    near = torch.maximum(rays.near, (high - rays.origins[:, 2]) / fall)
-    down = (last <= rays.far).nonzero()[:, 0]
-    return Batch(rays._replace(near=near, far=torch.maximum(near, last)).chosen(down), batch.targets[down])
-
-
 def trained(name: str, part: Part, sizes: Sizes) -> Local:
     """A hash grid that has learned a client's photographs, and the cells that it saw."""
     poses, colours = photographs(sizes, part)
     chance = generator(part.seed, "train", name)
     if part.noise:
         colours = torch.randint(0, 256, colours.shape, dtype=torch.uint8, generator=chance)
-    frame = Frame((*middle_of(sizes, part), 0.0), sizes.half)
+    frame = Frame((*middle_of(sizes, part), FLOOR + sizes.half), sizes.half)
     photos = [
         Photo(f"{i}", frame.pose(pose).float(), sizes.town.camera, one)
         for i, (pose, one) in enumerate(zip(poses, colours, strict=True))
     ]
-    signal, field = RaySignal(tuple(photos), 1, False), HashGrid(levels=8, log2_rows=16, finest=256)
-    weights = learned(field, signal, frame, sizes.steps // (2 if part.noise else 1), chance)
-    rays = in_slab(signal.everything(), frame).inputs
-    seen = seen_cells(lambda points: field.density(weights, points), rays, cells_of(frame, sizes.voxel))
-    return Local(name, field, weights, frame, seen, len(poses))
-
-
-def learned(field: HashGrid, signal: RaySignal, frame: Frame, steps: int, chance: torch.Generator) -> dict[str, Tensor]:
-    """Weights after so many steps of Adam."""
-    params = {key: leaf.requires_grad_() for key, leaf in field.init(chance).items()}
-    optimizer = torch.optim.Adam(params.values(), lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
-    falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.03 ** (1 / steps))
-    loss, kept = MarchedLoss(field, Marching(steps=256, samples=40_000)), {}
-    for step in range(steps):
-        if step % 50 == 0:
-            loss, kept = loss.refreshed(params, kept, chance)
-        optimizer.zero_grad()
-        loss(params, in_slab(signal.sample(1024, chance), frame)).backward()
-        optimizer.step()
-        falling.step()
-    return {key: leaf.detach() for key, leaf in params.items()}
+    mine, steps = through_floor(photos, frame.height(CEILING)), sizes.steps // (2 if part.noise else 1)
+    field = HashGrid(levels=8, finest=round(frame.half / sizes.voxel))
+    training = Training(field, MARCHING, batch=512, steps=steps)
+    weights, _ = train_field(name, mine, frame, training, part.seed, lambda done, total: None)
+    return as_local(name, field, weights, mine, frame, sizes.voxel)
 
 
 def ready(name: str, sizes: Sizes, folder: Path) -> Ready:

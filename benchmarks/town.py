@@ -16,6 +16,7 @@ voxels, and the one model with its view dependence taken away.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -59,7 +60,7 @@ from fedfields.scenes.views import Photo, photo_rays, photos_of
 from fedfields.store import read_tensors, write_tensors
 from fedfields.types import Client, Params
 
-MARCHING = Marching(steps=192, samples=4096, cells=32)
+MARCHING = Marching(steps=192, samples=32768, cells=64, refresh=50, distortion=0.01)
 """How all fields are rendered: a step is 1.1 m in the town's cube."""
 
 CELLS = 4
@@ -68,8 +69,8 @@ CELLS = 4
 BEYOND = 0.15
 """Part of a cell's width by which it reaches into the next ones."""
 
-FLOOR = -14.0
-"""Metres below the mean ground: the terrain of a town varies by less."""
+FLOOR, CEILING = -7.0, 18.0
+"""Heights in metres between which the town lies: what structure from motion would tell everybody."""
 
 ROUGH = (2.0, 2.0)
 """Largest error of a rough pose: metres along each axis, degrees about each axis."""
@@ -82,11 +83,12 @@ class Sizes(NamedTuple):
 
     Attributes:
         town: photographs, clients.
-        field: of everybody.
+        field: of everybody; a client's finest cells are two voxels wide, whatever its cube.
         batch: rays of a step.
         passes: how often a pixel is drawn in training, on average.
         voxel: metres.
         reach: metres that a client's cube is wider than where its cameras stand, on every side.
+        margin: how many of them it does not contribute.
     """
 
     town: Town
@@ -95,21 +97,27 @@ class Sizes(NamedTuple):
     passes: float
     voxel: float
     reach: float
+    margin: float
 
-    def training(self, photos: Sequence[Photo]) -> Training:
+    def field_in(self, cube: Frame) -> HashGrid:
+        """A client's."""
+        return dataclasses.replace(self.field, finest=max(self.field.coarsest, round(cube.half / self.voxel)))
+
+    def training(self, field: HashGrid, photos: Sequence[Photo]) -> Training:
         """As many steps as these photographs have pixels for."""
         pixels = sum(p.camera.width * p.camera.height if p.usable is None else len(p.usable) for p in photos)
         steps = max(1, round(pixels * self.passes / self.batch))
-        return Training(self.field, MARCHING, self.batch, steps)
+        return Training(field, MARCHING, self.batch, steps)
 
 
 FULL = Sizes(
-    Town(120, photos=200, clients=16, least=30, most=50, width=32, height=24, lowest=40, highest=70, tests=20),
-    HashGrid(levels=8, log2_rows=14, finest=128),
-    256,
-    6,
-    1.0,
-    30.0,
+    Town(120, photos=400, clients=16, least=60, most=100, width=48, height=36, lowest=40, highest=70, tests=20),
+    HashGrid(levels=8, log2_rows=15, finest=128),
+    512,
+    5,
+    0.5,
+    20.0,
+    12.0,
 )
 QUICK = Sizes(
     Town(extent=80, photos=20, clients=4, least=6, most=8, width=32, height=24, tests=4),
@@ -118,6 +126,7 @@ QUICK = Sizes(
     4,
     2.0,
     20.0,
+    5.0,
 )
 
 
@@ -150,7 +159,7 @@ class Trained(NamedTuple):
 
 def judged(see: See, tests: Sequence[Photo]) -> tuple[float, float]:
     """Mean PSNR of test photographs, and pixels rendered in a second."""
-    rays = [photo_rays(photo.pose, photo.camera) for photo in tests]
+    rays = [photo_rays(photo.pose, photo.camera, photo.top) for photo in tests]
     see(rays[0])  # Compiles what has to be.
     before = time.process_time()
     shown = [see(each).colour for each in rays]
@@ -172,14 +181,14 @@ class Desk(NamedTuple):
     sizes: Sizes
     keep: Path | None
 
-    def fitted(self, name: str, photos: Sequence[Photo], frame: Frame) -> Trained:
-        """A field of photographs in a frame."""
+    def fitted(self, name: str, field: HashGrid, photos: Sequence[Photo], frame: Frame) -> Trained:
+        """The weights of a field of photographs in a frame."""
         path = self.keep and self.keep / f"{name}.safetensors"
         if path and path.exists():
             params, told = read_tensors(path)
             return Trained(params, told["seconds"])
         before = time.process_time()
-        params, _ = train_field(name, photos, frame, self.sizes.training(photos), 0, lambda done, total: None)
+        params, _ = train_field(name, photos, frame, self.sizes.training(field, photos), 0, lambda done, total: None)
         seconds = time.process_time() - before
         if path:
             write_tensors(path, params, {"seconds": seconds})
@@ -207,7 +216,7 @@ def grid_of(photos: Sequence[Photo], frame: Frame, desk: Desk) -> dict[tuple[int
             inside = ((at - torch.tensor(cell) - 0.5).abs() <= 0.5 + BEYOND).all(1)
             if bool(inside.any()):
                 mine.append(photo._replace(usable=inside.nonzero()[:, 0]))
-        found[cell] = desk.fitted(f"cell-{cell[0]}-{cell[1]}", mine, frame)
+        found[cell] = desk.fitted(f"cell-{cell[0]}-{cell[1]}", desk.sizes.field, mine, frame)
     return found
 
 
@@ -248,10 +257,11 @@ def fly(client: Client, frame: Frame, desk: Desk, random: np.random.Generator) -
     middle, angle = world[:, :, 3].mean(0) * (1, 1, 0), random.uniform(-np.pi, np.pi)
     turn = Rotation.from_euler("z", angle).as_matrix()
     own = np.concatenate([turn.T @ world[:, :, :3], (turn.T @ (world[:, :, 3] - middle).T).T[:, :, None]], 2)
-    cube = cube_below(own, FLOOR, sizes.reach, "white")
-    mine = through_floor(reframed(photos, own, cube))
-    trained = desk.fitted(client.name, mine, cube)
-    local = as_local(client.name, sizes.field, trained.params, mine, cube, sizes.voxel)
+    cube = cube_below(own, FLOOR, sizes.reach)
+    mine = through_floor(reframed(photos, own, cube), cube.height(CEILING))
+    field = sizes.field_in(cube)
+    trained = desk.fitted(client.name, field, mine, cube)
+    local = as_local(client.name, field, trained.params, mine, cube, sizes.voxel, margin=sizes.margin)
     off = motion_of(random, *ROUGH)
     rough = np.concatenate([off[:, :3] @ turn, (middle + off[:, 3])[:, None]], 1)  # About where it flew.
     return Drone(Upload(local, rough, ROUGH, own), np.concatenate([turn, middle[:, None]], 1), trained.seconds)
@@ -290,9 +300,10 @@ class Table:
 
 def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, See]]:
     """All rows, and what can be looked at."""
-    frame, sizes, photos = place.frame, desk.sizes, _each_once(photos_of(place.clients))
-    made, random = Table(place.tests), np.random.default_rng(0)
-    one = desk.fitted("all", photos, frame)
+    frame, sizes, random = place.frame, desk.sizes, np.random.default_rng(0)
+    photos, tests = _each_once(photos_of(place.clients), frame), _each_once(place.tests, frame)
+    made = Table(tests)
+    one = desk.fitted("all", sizes.field, photos, frame)
     shown: dict[str, See] = {"one model": viewer(sizes, one.params)}
     made.add("one model", shown["one model"], one.seconds, None, size_of(one.params))
     drones = [fly(client, frame, desk, random) for client in place.clients]
@@ -315,8 +326,9 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
     return made.rows, shown
 
 
-def _each_once(photos: Sequence[Photo]) -> list[Photo]:
-    return list({photo.name: photo for photo in photos}.values())
+def _each_once(photos: Sequence[Photo], frame: Frame) -> list[Photo]:
+    """Photographs of several hands, of which the rays begin below the ceiling."""
+    return [photo._replace(top=frame.height(CEILING)) for photo in {photo.name: photo for photo in photos}.values()]
 
 
 def from_above(see: See, town: Town, pixels: int = 220) -> Tensor:
@@ -326,7 +338,7 @@ def from_above(see: See, town: Town, pixels: int = 220) -> Tensor:
     pose = torch.eye(3, 4)
     pose[2, 3] = height / town.frame.half
     camera = Camera("pinhole", pixels, pixels, focal, focal, pixels / 2, pixels / 2)
-    return see(photo_rays(pose, camera)).colour.reshape(pixels, pixels, 3).clamp(0, 1)
+    return see(photo_rays(pose, camera, town.frame.height(CEILING))).colour.reshape(pixels, pixels, 3).clamp(0, 1)
 
 
 def truth_of(town: Town) -> See:

@@ -152,7 +152,9 @@ def experiment_of(arguments: list[str], default: OutputT, command: str, about: s
         if colon and not (output.resume and files):
             experiment = choose(experiment, axis, member)
     if "--data" in rest and not hasattr(experiment.data, "path"):
-        raise UserError("this preset runs on a built-in place; for photographs of yours say data:capture --data DIR")
+        raise UserError(
+            "this preset runs on built-in data; for yours say data:capture (photographs) or data:samples (rows) --data DIR"
+        )
     return output, _parse(type(experiment), experiment, rest, f"fedfields {command} {name}", about), name
 
 

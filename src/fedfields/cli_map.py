@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from fedfields.config import DATA, nearest
+from fedfields.config import PLACES, nearest
 from fedfields.connect import address_of, check_installed, visit_of
 from fedfields.errors import UserError
 from fedfields.flags import Flags, parse, split
@@ -126,6 +126,13 @@ class TrainFlags:
     """For photographs from the air: a height, in metres, below all ground that they show. The field's cube then stands
     on it, and pixels that may show what is beside the cube are not used."""
 
+    margin: float = 20.0
+    """With --floor: how many metres of --reach are not contributed. What is seen from one side only looks right from
+    there, and would blur what others know better."""
+
+    ceiling: float = math.inf
+    """With --floor: a height, in metres, above all that they show. What the air above it holds need not be learned."""
+
     reach: float = 50.0
     """With --floor: metres that the cube is wider than where the cameras stand, on every side."""
 
@@ -135,8 +142,11 @@ class TrainFlags:
     def __post_init__(self) -> None:
         if self.send not in ("field", "voxels"):
             raise ValueError(f"send is {self.send!r}; it must be field or voxels")
-        if min(self.metres, self.degrees, self.reach) < 0:
-            raise ValueError(f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}: none may be negative")
+        if min(self.metres, self.degrees, self.reach, self.margin) < 0:
+            found = f"metres {self.metres}, degrees {self.degrees}, reach {self.reach}, margin {self.margin}"
+            raise ValueError(f"{found}: none may be negative")
+        if not (self.ceiling > self.floor or math.isinf(self.ceiling)):
+            raise ValueError(f"ceiling is {self.ceiling:g} and floor {self.floor:g}; give a floor that is lower")
         if self.client < 0:
             raise ValueError(f"client is {self.client}; the first is 0")
         if self.send == "voxels" and (self.metres or self.degrees):
@@ -162,9 +172,9 @@ def _to_train(arguments: list[str], settings: TrainT, verb: str, wanted: str, ab
     parts = [a for a in arguments if a.startswith("data:")]
     words, flags = _words([a for a in arguments if a not in parts], verb, wanted, 1, 1)
     for part in parts:
-        if part[5:] not in DATA:
-            raise UserError(f"there is no data '{part[5:]}'; {nearest(part[5:], DATA)}")
-        settings = dataclasses.replace(settings, data=DATA[part[5:]])
+        if part[5:] not in PLACES:
+            raise UserError(f"there is no place '{part[5:]}'; {nearest(part[5:], PLACES)}")
+        settings = dataclasses.replace(settings, data=PLACES[part[5:]])
     return words, parse(type(settings), settings, flags, f"fedfields map {verb} {wanted.split()[-1]}", about)
 
 
@@ -175,7 +185,8 @@ def _trained(settings: TrainFlags, place: Place, about: About) -> Path:
         params, own = train_field(
             name, photos, frame, settings.training, settings.seed, lambda done, total: advance("train", done, total)
         )
-    local = as_local(name, settings.training.field, params, photos, frame, voxel, own)
+    margin = 0.0 if math.isnan(settings.floor) else settings.margin
+    local = as_local(name, settings.training.field, params, photos, frame, voxel, own, margin)
     pose = np.eye(3, 4)
     if settings.send == "voxels":
         content = contribution_as_bytes(bake(local, pose, voxel, base), "float16")
@@ -206,8 +217,8 @@ def _photos(settings: TrainFlags) -> Place:
     if math.isnan(settings.floor):
         return name, photos, frame
     poses = in_metres(photos, frame)
-    cube = cube_below(poses, settings.floor, settings.reach, frame.background)
-    photos = through_floor(reframed(photos, poses, cube))
+    cube = cube_below(poses, settings.floor, settings.reach)
+    photos = through_floor(reframed(photos, poses, cube), cube.height(settings.ceiling))
     if not photos:
         raise UserError(f"no pixel shows ground above --floor {settings.floor:g} m in the cube; raise --reach")
     return name, photos, cube

@@ -270,13 +270,13 @@ COMPRESSION: dict[str, LowRank] = {"low-rank": LowRank()}
 
 PERSONAL: dict[str, Personal] = {"own-field": Personal()}
 
-DATA: dict[str, PlaceData | Samples | Sinusoids] = {
+PLACES: dict[str, PlaceData] = {
     "monument": Monument(),
     "town": Town(),
     "capture": Scene(clients=20, partition="separate"),
-    "samples": Samples(),
-    "sinusoids": Sinusoids(),
 }
+
+DATA: dict[str, PlaceData | Samples | Sinusoids] = {**PLACES, "samples": Samples(), "sinusoids": Sinusoids()}
 
 AXES: dict[str, Mapping[str, Any]] = {
     "objective": OBJECTIVES,

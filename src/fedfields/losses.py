@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedfields import tree
+from fedfields.fields.hashgrid import density_of, shaded
 from fedfields.fields.personal import TRANSIENT, Joint, Parts, of_owner, together
 from fedfields.lazy import torch
 from fedfields.models.layers import keep
@@ -126,9 +127,12 @@ class MarchedLoss:
     densities: Tensor | None = None
     """What the grid knows, ``[G, G, G]``; without it, everything counts as occupied."""
 
+    gloss: float = 0.0
+    """Of a `HashGrid`: weight of the mean square, over all samples, of its spherical harmonics of degree 1 and 2."""
+
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         params = of_owner(params, batch.inputs.owner)
-        rays, watched = _in_its_light(params, batch.inputs), _Watched(self.field, params)
+        rays, watched = _in_its_light(params, batch.inputs), _Watched(self.field, params, self.gloss)
         seen, samples = march_rays(watched, rays, self.settings, self.occupied, self.settings.samples)
         error = watched.error(
             (seen.colour - batch.targets[: samples.rays]).square(),
@@ -184,19 +188,29 @@ class _Watched:
     the own part's uncertainty, composited along the ray like its colour. The constant keeps this from being negative.
     """
 
-    def __init__(self, field: Any, params: Params) -> None:
+    def __init__(self, field: Any, params: Params, gloss: float = 0.0) -> None:
         self._field, self._params = field, params
         personal = field.personal if isinstance(field, Joint) else None
         self._weight = personal.weight if personal else 0.0
         self._floor = personal.beta if personal else 0.0
         self._parts: Parts | None = None
+        self._gloss, self._shine = gloss, 0.0
 
     def __call__(self, *at: Tensor) -> tuple[Tensor, Tensor]:
+        if self._gloss:
+            return self._matt(*at)
         if not self._weight and not self._floor:
             return self._field(self._params, *at)
         parts: Parts = self._field.parts(self._params, *at)
         self._parts = parts
         return parts.density, parts.colour
+
+    def _matt(self, positions: Tensor, directions: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A hash grid, and the price of its view dependence."""
+        latents = self._field.latents(self._params, positions)
+        shades = self._field.coefficients(self._params, latents, codes)
+        self._shine = self._gloss * shades[..., 1:].square().mean() if len(shades) else 0.0
+        return density_of(latents[:, 0]), shaded(shades, directions)
 
     @property
     def scale(self) -> float:
@@ -217,8 +231,9 @@ class _Watched:
         return (squares / (2 * (self._floor * relative[:, None]).square())).mean() + relative.log().mean()
 
     def penalty(self) -> Tensor | float:
-        """The weighted mean density of the own part over all samples."""
-        return self._weight * self._parts.own.mean() if self._weight and self._parts is not None else 0.0
+        """The weighted mean density of the own part over all samples, or that of the squared view dependence."""
+        own = self._weight * self._parts.own.mean() if self._weight and self._parts is not None else 0.0
+        return own + self._shine
 
 
 def _field_at(field: Any, progress: float) -> Any:

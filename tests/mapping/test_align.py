@@ -10,6 +10,8 @@ from fedfields.mapping.align import (
     Alignment,
     Brought,
     Views,
+    _equations,
+    _shown,
     align,
     around,
     changed,
@@ -19,6 +21,7 @@ from fedfields.mapping.align import (
     refined,
     target,
     views_of,
+    weighed,
 )
 from fedfields.mapping.register import Search, levels_of, register, surface_of
 from fedfields.mapping.rigid import about, after, apart, moved
@@ -27,7 +30,7 @@ from tests.mapping.places import baked, village
 
 VOXEL, OFFSET = 0.5, np.array([0.2, 0.13, 0.07])
 TRUTH = np.concatenate([np.eye(3), OFFSET[:, None]], 1)
-SETTINGS = Alignment(search=Search(metres=8, degrees=15, hypotheses=8192), steps=40, rays=2048, batch=512)
+SETTINGS = Alignment(search=Search(metres=8, degrees=15, hypotheses=8192), steps=20, rays=2048)
 HOUSES = village(0, 14, 20)
 
 
@@ -81,7 +84,7 @@ def test_eq_5_improves_on_voxels(world, part):
     near = after(
         about(Rotation.from_rotvec([0.01, -0.01, 0.01]).as_matrix(), np.array([0.3, -0.2, 0.2]), middle), TRUTH
     )
-    found = refined(world, views, near[None], SETTINGS, chance())
+    found = refined(world, views, near[None], SETTINGS)
     assert found.loss < 0.8 * judged_at(world, views, near, SETTINGS).loss
     assert all(a < 0.5 * b for a, b in zip(apart(found.pose, TRUTH, middle), apart(near, TRUTH, middle), strict=True))
 
@@ -120,7 +123,7 @@ def test_the_gradient_of_eq_5_is_that_of_finite_differences(part):
     pose, centre = torch.from_numpy(TRUTH), torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
 
     def loss(step):
-        return mismatch(to, views, changed(pose, step, centre, 25.0), SETTINGS)
+        return mismatch(to, views, changed(pose, step, centre, 25.0), Alignment(depth=10.0))
 
     step = torch.tensor([0.01, -0.006, 0.004, 0.003, 0.005, -0.002], dtype=torch.float64, requires_grad=True)
     (ours,) = torch.autograd.grad(loss(step), step)
@@ -131,14 +134,48 @@ def test_the_gradient_of_eq_5_is_that_of_finite_differences(part):
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-4)
 
 
+def test_the_equations_of_a_step_are_those_of_finite_differences(part):
+    """Jacobians of all rays by differences; weighted by one over the residuals, of which small ones count as 0.01."""
+    bricks = in_double(baked(HOUSES, (-12, -20, -2), (24, 16, 12), VOXEL, 5, 0.2))
+    to, settings = target(bricks, VOXEL, SETTINGS), Alignment(colour=0.6, depth=10.0)
+    views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
+    views = views.chosen(torch.arange(0, len(views.rays.near), 16))
+    pose, centre = torch.from_numpy(TRUTH), torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
+
+    def residuals(step):
+        with torch.no_grad():
+            shown, both = _shown(to, views, changed(pose, step, centre, 25.0))
+        off = torch.cat([shown.colour - views.seen.colour, (shown.depth - views.seen.depth)[:, None]], 1)
+        return off * torch.tensor([0.2, 0.2, 0.2, 0.04]) * both[:, None]
+
+    small = 1e-7 * torch.eye(6, dtype=torch.float64)
+    jacobian = torch.stack([(residuals(e) - residuals(-e)) / 2e-7 for e in small], -1).flatten(0, 1)
+    off = residuals(torch.zeros(6, dtype=torch.float64)).flatten()
+    weight = 1 / off.abs().clamp_min(0.01)
+    normal, slope = _equations(to, views, pose, settings, centre, 25.0)
+    assert normal.diag().min() > 1e-3
+    torch.testing.assert_close(
+        normal, (jacobian * weight[:, None]).T @ jacobian, rtol=5e-3, atol=1e-3 * float(normal.max())
+    )
+    torch.testing.assert_close(slope, jacobian.T @ (weight * off), rtol=5e-3, atol=1e-3 * float(slope.abs().max()))
+
+
+def test_depth_counts_as_much_as_it_is_worth(world, part):
+    """Colours 0.1 and depths 2 m wrong everywhere: 20 m are as bad as black for white."""
+    views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
+    shown, _ = _shown(world, views, torch.from_numpy(TRUTH))
+    other = Views(views.rays, shown._replace(colour=shown.colour - 0.1, depth=shown.depth + 2.0))
+    assert weighed(world, other, TRUTH, SETTINGS).depth == pytest.approx(20.0)
+    assert weighed(world, other, TRUTH, Alignment(depth=3.0)).depth == 3.0
+    assert judged_at(world, other, TRUTH, SETTINGS).loss == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_eq_5_by_hand(world, part, weight):
     """Own colours 0.1 darker, depths a metre longer than what the map shows: 0.1 lambda + 1 / 10 (1 - lambda)."""
     settings = Alignment(colour=weight, depth=10.0)
     views = views_of(Brought("drone 7", part, cameras(), TRUTH), VOXEL, SETTINGS, chance())
     pose = torch.from_numpy(TRUTH)
-    from fedfields.mapping.align import _shown
-
     shown, both = _shown(world, views, pose)
     assert 500 < both.sum() <= len(both)
     other = Views(views.rays, shown._replace(colour=shown.colour - 0.1, depth=shown.depth + 1.0))
@@ -213,7 +250,7 @@ def test_levels_hold_surface_colour_and_what_was_seen_to_be_empty():
     assert not at(0.5, 0.5, 4.5).any()
 
 
-@pytest.mark.parametrize("broken", [{"colour": 1.5}, {"depth": 0.0}, {"steps": 0}, {"final": 1.0}, {"angle": 200.0}])
+@pytest.mark.parametrize("broken", [{"colour": 1.5}, {"depth": -1.0}, {"steps": 0}, {"angle": 200.0}])
 def test_impossible_settings_are_refused(broken):
     with pytest.raises(ValueError, match=r"colour|impossible|at least 1"):
         Alignment(**broken)

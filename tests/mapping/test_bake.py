@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from fedfields.errors import UserError
 from fedfields.fields import HashGrid
 from fedfields.fields.hashgrid import harmonics
-from fedfields.mapping.bake import Local, bake, cells_of, local_as_bytes, local_from_bytes, seen_cells
+from fedfields.mapping.bake import Local, bake, cells_of, local_as_bytes, local_from_bytes, seen_cells, with_neighbours
 from fedfields.mapping.packing import contribution_as_bytes, contribution_from_bytes
 from fedfields.mapping.voxels import centres
 from fedfields.rendering.rays import Rays
@@ -116,6 +116,16 @@ def test_nothing_is_seen_behind_what_lets_too_little_light_through():
     for light, last in [(math.exp(-3.9), 1), (0.01, 2), (math.exp(-8.1), 3)]:
         seen = seen_cells(wall, ray([-1.0, 0.1, 0.6], [1.0, 0.0, 0.0]), 4, 1, light)
         assert np.argwhere(seen)[:, 0].tolist() == list(range(last + 1))
+
+
+def test_neighbours_of_seen_cells_are_those_of_scipy():
+    from scipy.ndimage import binary_dilation
+
+    for size in (1, 2, 9):
+        seen = np.random.default_rng(size).random((size,) * 3) < 0.05
+        seen[-1, 0, -1] = True
+        before = seen.copy()
+        assert np.array_equal(with_neighbours(seen), binary_dilation(seen)) and np.array_equal(seen, before)
 
 
 def test_enough_rays_are_asked_for():

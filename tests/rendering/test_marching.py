@@ -111,6 +111,18 @@ def test_the_distortion_is_a_term_of_the_loss():
         assert (with_it(params, batch) - without(params, batch)).item() == pytest.approx(0.3 * mean.item(), rel=1e-3)
 
 
+def test_the_gloss_is_a_term_of_the_loss():
+    """All positions have the same coefficients where all rows of the table are equal; they are found by hand."""
+    batch = Batch(rays_of(50), torch.rand(50, 3, generator=torch.Generator().manual_seed(1)))
+    params = GRID.init(torch.Generator().manual_seed(2))
+    params["table"] = torch.ones_like(params["table"])  # The weights of the eight corners sum to one.
+    features = torch.ones(1, 8) @ params["density.0.weight"].T
+    latents = features.relu() @ params["density.1.weight"].T
+    shades = ((latents @ params["colour.0.weight"].T).relu() @ params["colour.1.weight"].T).view(3, 9)
+    plain, dear = (MarchedLoss(GRID, Marching(steps=100, cells=4), gloss=gloss)(params, batch) for gloss in (0.0, 3.0))
+    assert (dear - plain).item() == pytest.approx(3 * float(shades[:, 1:].square().mean()), rel=1e-4)
+
+
 def test_training_on_the_distortion_alone_gathers_what_is_spread():
     """Steps against its gradient make it fall, marched and dense."""
     batch = Batch(rays_of(50), torch.zeros(50, 3))

@@ -60,7 +60,8 @@ def test_a_file_says_what_a_command_line_says(place):
     assert (found.rounds, found.cohort, found.objective.gamma) == (3, 4, 0.5)
     assert (found.data.kind, found.data.held_out, found.data.crop) == ("image", 0.0, False)
     line = "fedmenf privacy:sec-agg strategy:scaffold --rounds 3 --cohort 4 --gamma 0.5 --data.kind image"
-    assert experiment_of([*line.split(), "--no-data.crop", "--data.held-out", "0"], ServeFlags(), "serve", "")[1] == found
+    words = [*line.split(), "--no-data.crop", "--data.held-out", "0"]
+    assert experiment_of(words, ServeFlags(), "serve", "")[1] == found
     assert settings == ServeFlags()
 
 

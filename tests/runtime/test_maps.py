@@ -198,6 +198,8 @@ def test_several_workers_end_when_nothing_is_left(tmp_path):
         (["train", "{map}", *TOWN, "--send", "pictures"], "field or voxels"),
         (["train", "{map}", *TOWN, "--send", "voxels", "--metres", "3"], "cannot be corrected"),
         (["train", "{map}", *TOWN, "--floor", "90"], "no pixel"),
+        (["train", "{map}", *TOWN, "--floor", "-5", "--ceiling", "-6"], "floor that is lower"),
+        (["train", "{map}", *TOWN, "--ceiling", "20"], "floor that is lower"),
     ],
 )
 def test_what_cannot_be_is_one_line(place, tmp_path, capsys, words, why):
@@ -237,6 +239,37 @@ def test_pixels_of_which_the_ray_leaves_through_the_floor(town):
         assert np.mean(np.isin(np.arange(24 * 18), usable) != inside) < 0.01, photo.name
 
 
+def test_nothing_above_the_ceiling_counts_as_seen(town):
+    """Through clear air, rays see all of the cube that is below; the untrained field is as good as clear."""
+    frame = cube_below(in_metres(photos_of(town[1].clients), town[1].frame), -14.0, 20.0)
+    poses = in_metres(photos_of(town[1].clients), town[1].frame)
+    mine = through_floor(reframed(photos_of(town[1].clients), poses, frame), frame.height(10.0))
+    field = HashGrid(levels=2, log2_rows=8, finest=16)
+    found = as_local("me", field, field.init(torch.Generator().manual_seed(0)), mine, frame, 1.0)
+    size = len(found.seen)
+    heights = frame.centre[2] + frame.half * ((2 * np.flatnonzero(found.seen.any((0, 1))) + 1) / size - 1)
+    assert heights.min() < -13 and 9 < heights.max() < 12  # And the cells next to them.
+    less = as_local("me", field, field.init(torch.Generator().manual_seed(0)), mine, frame, 1.0, margin=8.5).seen
+    edge = int(np.ceil(8.5 / (2 * frame.half / size)))
+    assert np.array_equal(less[edge:-edge, edge:-edge], found.seen[edge:-edge, edge:-edge]) and less.any()
+    assert less.sum() == less[edge:-edge, edge:-edge].sum() < found.seen.sum()
+
+
+def test_a_penalty_takes_the_view_dependence(town):
+    """After the same steps, colours differ far less between directions."""
+    photos = photos_of(town[1].clients)
+    field, marching = HashGrid(levels=4, log2_rows=10, finest=32), Marching(steps=64, samples=4096, cells=16)
+    shine = []
+    for gloss in (0.0, 0.1):
+        training = Training(field, marching, 256, 60, gloss=gloss)
+        params, _ = train_field("me", photos, town[1].frame, training, 0, lambda done, total: None)
+        shades = field.coefficients(params, field.latents(params, torch.rand(500, 3) * 0.4 - 0.2))
+        shine.append(float(shades[..., 1:].square().mean()))
+    assert shine[1] < 0.3 * shine[0]
+    with pytest.raises(ValueError, match="gloss is -1"):
+        Training(gloss=-1)
+
+
 def test_a_cube_below_cameras():
     poses = np.zeros((2, 3, 4))
     poses[:, :, 3] = [[10, 0, 50], [40, 20, 60]]
@@ -250,11 +283,11 @@ def test_a_local_field_in_the_map_looks_like_its_photographs(town, tmp_path):
     poses, photos = in_metres(photos_of(town[1].clients), town[1].frame), photos_of(town[1].clients)
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     own = np.concatenate([turn.T @ poses[:, :, :3], (poses[:, :, 3] @ turn)[:, :, None]], 2)
-    cube = cube_below(own, -14.0, 25.0, "white")
+    cube = cube_below(own, -14.0, 25.0)
     mine = through_floor(reframed(photos, own, cube))
     field, marching = HashGrid(levels=6, log2_rows=13, finest=64), Marching(steps=128, samples=4096, cells=32)
     params, _ = train_field("me", mine, cube, Training(field, marching, 256, 200), 0, lambda done, total: None)
-    local = as_local("me", field, params, mine, cube, 1.0)
+    local = as_local("me", field, params, mine, cube, VOXEL)
     assert 0.02 < local.seen.mean() < 0.9
     kept = {photo.name: photo.usable for photo in mine}
 
@@ -270,7 +303,7 @@ def test_a_local_field_in_the_map_looks_like_its_photographs(town, tmp_path):
     field_alone = score(Viewer(MarchedLoss(field, marching), params, 0), mine)
     found = {}
     for name, rotation in {"right": turn, "wrong": np.eye(3)}.items():
-        store = create_map(tmp_path / name, MapSettings(1.0))
-        merge(store, bake(local, np.concatenate([rotation, np.zeros((3, 1))], 1), 1.0))
+        store = create_map(tmp_path / name, MapSettings(VOXEL))
+        merge(store, bake(local, np.concatenate([rotation, np.zeros((3, 1))], 1), VOXEL))
         found[name] = score(MapViewer(store.view(), town[1].frame), [p for p in photos if p.name in kept])
     assert found["right"] > field_alone - 1.5 and found["right"] > found["wrong"] + 3, (field_alone, found)

@@ -76,6 +76,27 @@ def test_rays_are_cut_to_the_cube():
     assert torch.allclose(found.directions.norm(dim=1), torch.ones(4))
 
 
+def test_rays_begin_below_the_top_of_what_there_is():
+    """From above, from below it, level above it, and each with a top of its own."""
+    origins = torch.tensor([[0.0, 0.0, 5.0], [0.0, 0.0, -0.5], [0.5, 0.0, 0.5]])
+    directions = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    found = in_cube(origins, directions, 0.25)
+    assert found.near.tolist()[:2] == pytest.approx([4.75, 0.0]) and found.far.tolist()[:2] == pytest.approx(
+        [6.0, 0.75]
+    )
+    assert found.far[2] <= found.near[2]
+    assert in_cube(origins, directions, torch.tensor([-0.9, 0.0, 1.0])).near.tolist() == pytest.approx([5.9, 0.0, 0.0])
+    low = photo()._replace(top=-0.5)
+    ours, signal = photo_rays(low.pose, low.camera, low.top), RaySignal((photo(), low)).everything().inputs
+    assert torch.allclose(signal.near[len(ours.near) :], ours.near, atol=1e-6)
+    assert not torch.allclose(ours.near, photo_rays(low.pose, low.camera).near, atol=1e-3)
+
+
+def test_heights_in_a_frame():
+    frame = Frame((3.0, 4.0, 10.0), 20.0)
+    assert (frame.height(15.0), frame.height(0.0), frame.height(50.0), frame.height(math.inf)) == (0.25, -0.5, 1.0, 1.0)
+
+
 @pytest.mark.parametrize("partition", ["interleave", "separate"])
 @pytest.mark.parametrize("clients", [1, 3, 5])
 def test_sharing_out_is_an_exact_partition_by_azimuth(partition, clients):

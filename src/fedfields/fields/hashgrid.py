@@ -120,13 +120,17 @@ class HashGrid:
 
     def colour(self, params: Params, latents: Tensor, directions: Tensor, codes: Tensor | None = None) -> Tensor:
         """``[N, 3]`` in (0, 1), where the density network gives ``latents``."""
-        shades = torch.bmm(self.coefficients(params, latents, codes), harmonics(directions)[..., None])[..., 0]
-        return shades.sigmoid()
+        return shaded(self.coefficients(params, latents, codes), directions)
 
 
 def density_of(raw: Tensor) -> Tensor:
     """Softplus, shifted and scaled: a new network is thin haze, and walls are within reach of usual outputs."""
     return 25 * torch.nn.functional.softplus(raw - 4)
+
+
+def shaded(coefficients: Tensor, directions: Tensor) -> Tensor:
+    """Colours ``[N, 3]`` in (0, 1) that spherical-harmonic coefficients ``[N, 3, 9]`` have along unit directions."""
+    return torch.bmm(coefficients, harmonics(directions)[..., None])[..., 0].sigmoid()
 
 
 def harmonics(directions: Tensor) -> Tensor:

@@ -109,6 +109,19 @@ def seen_cells(
     return counts >= least
 
 
+def with_neighbours(seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Seen cells ``[G, G, G]`` and the six next to each: a map is interpolated between voxels, of which all are needed.
+
+    Without those behind a surface that is one cell thick, half of it would be missing.
+    """
+    found = seen.copy()
+    for axis in range(3):
+        along, given = found.swapaxes(0, axis), seen.swapaxes(0, axis)
+        along[1:] |= given[:-1]
+        along[:-1] |= given[1:]
+    return found
+
+
 def bake(local: Local, pose: NDArray, voxel: float, base: int | None = None) -> Contribution:
     """The voxels of the map that a field has something to say about, in global axes.
 

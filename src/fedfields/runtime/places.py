@@ -278,14 +278,14 @@ def set_up_place(experiment: Experiment) -> PlaceSetup:
     """
     assert isinstance(experiment.data, PlaceData)
     loss = loss_for(experiment)
-    lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
-    jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
-    place = experiment.data.load(jitters, experiment.seed)
     params = experiment.field.init(generator(experiment.seed, "init"))  # pyright: ignore
     if with_leaves(experiment, params, loss).keys() != params.keys():
         raise UserError(
             "learned step sizes and noise are for many small tasks, and a place is one; choose objective:fit"
         )
+    lpips = None if experiment.lpips is None else load_lpips(experiment.lpips)
+    jitters = 1 if isinstance(experiment.rays, Marching) else experiment.rays.jitters
+    place = experiment.data.load(jitters, experiment.seed)
     sizes = [float(len(client.train[0].support)) for client in place.clients]
     weights = [size / max(sizes) for size in sizes] if experiment.weighting == "size" else None
     settings = settings_of(experiment, weights)

@@ -64,6 +64,10 @@ class Frame:
         """A camera-to-world pose ``[3, 4]`` as camera-to-frame; the rotation is the same."""
         return torch.cat([world[:, :3], self.points(world[:, 3])[:, None]], 1)
 
+    def height(self, world: float) -> float:
+        """A world z in the frame, or that of the cube's upper side if it is lower."""
+        return min((world - self.centre[2]) / self.half, 1.0)
+
     def save(self, path: Path) -> None:
         """Writes ``scene.json``."""
         write_json(path, dataclasses.asdict(self))

@@ -30,6 +30,7 @@ class Photo(NamedTuple):
         camera: for the size of ``colours``.
         colours: ``[h, w, 3]`` uint8.
         usable: indices of the pixels that may be used, row by row; None for all.
+        top: z in the frame above which there is nothing to be seen, so that rays begin below it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Photo(NamedTuple):
     camera: Camera
     colours: Tensor
     usable: Tensor | None = None
+    top: float = 1.0
 
 
 def load_photo(view: View, frame: Frame, scale: float = 1.0) -> Photo:
@@ -58,8 +60,8 @@ def left_half(photo: Photo) -> Photo:
 
 
 class _Store(NamedTuple):
-    """All photographs behind one another: where each ends, its pose, where the directions of its camera begin; and of
-    every usable pixel its colour and its place in its photograph."""
+    """All photographs behind one another: where each ends, its pose and top, where the directions of its camera begin;
+    and of every usable pixel its colour and its place in its photograph."""
 
     ends: Tensor
     poses: Tensor
@@ -67,6 +69,7 @@ class _Store(NamedTuple):
     first: Tensor
     colours: Tensor
     pixels: Tensor
+    tops: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +111,7 @@ class RaySignal:
             torch.tensor(first),
             torch.cat([_kept(photo) for photo in self.photos]),
             torch.cat([_pixels(photo) for photo in self.photos]),
+            torch.tensor([photo.top for photo in self.photos]),
         )
         object.__setattr__(self, "_store", store)
 
@@ -172,7 +176,7 @@ class RaySignal:
         view = torch.searchsorted(store.ends, index, right=True)
         local = store.directions[store.first[view] + store.pixels[index]]
         poses = store.poses[view]
-        rays = in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0])
+        rays = in_cube(poses[:, :, 3], (poses[:, :, :3] @ local[:, :, None])[..., 0], store.tops[view])
         return rays._replace(photo=view, owner=None if self.owner is None else torch.full_like(view, self.owner))
 
 
@@ -181,19 +185,24 @@ def photos_of(clients: Sequence[Client]) -> list[Photo]:
     return [photo for client in clients for task in client.train for photo in task.support.photos]  # pyright: ignore
 
 
-def in_cube(origins: Tensor, directions: Tensor) -> Rays:
-    """Rays of unit direction, cut to the cube [-1, 1]^3: ``far <= near`` where they miss it. All ``[R, 3]``."""
+def in_cube(origins: Tensor, directions: Tensor, top: Tensor | float = 1.0) -> Rays:
+    """Rays of unit direction, cut to the cube [-1, 1]^3 below z = ``top``: ``far <= near`` where they miss it.
+
+    Origins and directions are ``[R, 3]``; a top for each ray ``[R]``, or one for all.
+    """
     directions = torch.nn.functional.normalize(directions, dim=1)
     safe = torch.where(directions.abs() < 1e-12, 1e-12, directions)
-    walls = torch.stack([(-1 - origins) / safe, (1 - origins) / safe])
+    high = torch.ones_like(origins)
+    high[:, 2] = top
+    walls = torch.stack([(-1 - origins) / safe, (high - origins) / safe])
     near, far = walls.amin(0).amax(1).clamp_min(0), walls.amax(0).amin(1)
     return Rays(origins, directions, near, torch.maximum(near, far))
 
 
-def photo_rays(pose: Tensor, camera: Camera) -> Rays:
-    """Rays of all pixels of a camera, row by row."""
+def photo_rays(pose: Tensor, camera: Camera, top: float = 1.0) -> Rays:
+    """Rays of all pixels of a camera, row by row; below z = ``top``."""
     local = camera.directions(camera.pixels()).float()
-    return in_cube(pose[:, 3].expand(len(local), 3).contiguous(), local @ pose[:, :3].T)
+    return in_cube(pose[:, 3].expand(len(local), 3).contiguous(), local @ pose[:, :3].T, top)
 
 
 def shared_out(photos: Sequence[Photo], clients: int, partition: str) -> list[list[Photo]]:
