@@ -153,7 +153,7 @@ def experiment_of(arguments: list[str], default: OutputT, command: str, about: s
             experiment = choose(experiment, axis, member)
     if "--data" in rest and not hasattr(experiment.data, "path"):
         raise UserError(
-            "this preset runs on built-in data; for yours say data:capture (photographs) or data:samples (rows) --data DIR"
+            "this preset runs on built-in data; for yours say data:capture --data DIR, or data:samples for rows"
         )
     return output, _parse(type(experiment), experiment, rest, f"fedfields {command} {name}", about), name
 

@@ -173,7 +173,7 @@ def _to_train(arguments: list[str], settings: TrainT, verb: str, wanted: str, ab
     words, flags = _words([a for a in arguments if a not in parts], verb, wanted, 1, 1)
     for part in parts:
         if part[5:] not in PLACES:
-            raise UserError(f"there is no place '{part[5:]}'; {nearest(part[5:], PLACES)}")
+            raise UserError(f"there is no data '{part[5:]}'; {nearest(part[5:], PLACES)}")
         settings = dataclasses.replace(settings, data=PLACES[part[5:]])
     return words, parse(type(settings), settings, flags, f"fedfields map {verb} {wanted.split()[-1]}", about)
 
