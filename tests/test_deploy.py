@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _experiment, _parse, _split
+from fedfields.cli import JoinFlags, KeysFlags, ServeFlags, _parse, _split, experiment_of
 from fedfields.cli_map import VERBS, Reach, TrainFlags
 from fedfields.cli_map import JoinFlags as JoinMapFlags
 from fedfields.cli_map import ServeFlags as MapFlags
@@ -26,7 +26,7 @@ def checked(words):
     command, *rest = words
     if command == "serve":
         words = ["maml", *(word for word in rest if not word.endswith(".toml") and word != "--resume")]
-        return _experiment(words, ServeFlags(), "serve", "")[0]
+        return experiment_of(words, ServeFlags(), "serve", "")[0]
     given, flags = _split(rest)
     if command == "keys":
         assert given[0] in ("owner", "server")

@@ -22,6 +22,7 @@ from fedfields.mapping.align import Alignment
 from fedfields.mapping.bake import bake
 from fedfields.mapping.commits import undo
 from fedfields.mapping.intake import Aligner, Note, Queue, Rules
+from fedfields.mapping.merge import Mixing
 from fedfields.mapping.packing import contribution_as_bytes
 from fedfields.mapping.store import Map, MapSettings, create_map, open_map
 from fedfields.mapping.upload import About, Upload, upload_as_bytes
@@ -81,7 +82,9 @@ def _say(line: str) -> None:
 
 def _create(arguments: list[str]) -> int:
     words, flags = _words(arguments, "create", "one MAP, a new folder", 1, 1)
-    settings = parse(MapSettings, MapSettings(), flags, "fedfields map create MAP", "An empty map.")
+    settings = parse(
+        MapSettings, MapSettings(mixing=Mixing(density="log")), flags, "fedfields map create MAP", "An empty map."
+    )
     store = create_map(Path(words[0]), settings)
     _say(f"{store.place.where}: an empty map with voxels of {settings.voxel:g} m")
     return 0

@@ -1,5 +1,7 @@
 """The moving average by hand, and everything that is refused."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,32 @@ def test_what_the_first_contribution_finds(first, once, twice):
     layer = merged(layer, one_voxel(12.0, 12.0), 0.9, first)
     assert layer.shown().density[1, 5] == pytest.approx(twice, rel=1e-6)
     assert layer.shown().sh[1, 5, 26] == pytest.approx(twice, rel=1e-6)
+
+
+def test_logarithms_of_densities_by_hand():
+    """Of 10 and then 0.5: exp((0.9 log(10.001) + log(0.501)) / 1.9) - 0.001; colours are averaged as they are."""
+    mixing, layer = Mixing(density="log"), blank(HERE)
+    for value in (10.0, 0.5):
+        layer = merged(layer, mixing.taken(one_voxel(value, value)), 0.9)
+    found = mixing.given(layer.shown())
+    log = (0.9 * math.log(10.001) + math.log(0.501)) / 1.9
+    assert found.density[1, 5] == pytest.approx(math.exp(log) - 0.001, rel=1e-4)
+    assert found.sh[1, 5] == pytest.approx((0.9 * 10 + 0.5) / 1.9, rel=1e-6)
+    assert found.density[1, 4] == 0 and found.density[0].max() == 0  # What nobody saw stays empty.
+
+
+@pytest.mark.parametrize("first", ["debias", "zero", "replace"])
+def test_one_cloud_among_clear_skies_is_gone_and_a_wall_that_all_saw_stays(first):
+    mixing, shown = Mixing(density="log", first=first), {}
+    for name, values in {"cloud": (0.0, 20.0, 0.0, 0.0), "wall": (20.0,) * 4}.items():
+        for one in (mixing, Mixing(first=first)):
+            layer = blank(HERE)
+            for value in values:
+                layer = merged(layer, one.taken(one_voxel(value, 0.0)), 0.9, first)
+            shown[name, one.density] = float(one.given(layer.shown()).density[1, 5])
+    assert shown["cloud", "log"] < 0.05 and shown["cloud", "linear"] > 1
+    if first != "zero":
+        assert shown["wall", "log"] == pytest.approx(20, rel=1e-4) == shown["wall", "linear"]
 
 
 def test_equation_4_to_the_last_digit_and_nothing_else_by_a_bit():

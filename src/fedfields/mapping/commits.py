@@ -166,11 +166,11 @@ class _Drafts:
 
     def tile(self, tile: Tile, layer: Layer, parts: list[tuple[Bricks, float]]) -> None:
         """Writes a tile with these parts of contributions, of which each is mixed in with its own eta."""
-        settings = self._store.settings
+        mixing, precision = self._store.settings.mixing, self._store.settings.precision
         tensors = {}
         for part, kept in parts:  # Each is rounded, as when it is the only one.
             layer = unpacked_layer(tensors) if tensors else layer
-            tensors = packed_layer(merged(layer, part, kept, settings.mixing.first), settings.precision)
+            tensors = packed_layer(merged(layer, mixing.taken(part), kept, mixing.first), precision)
         self._paths[tile] = self._folder / "_".join(map(str, tile))
         self._write(self._paths[tile], tensors_as_bytes(tensors))
 

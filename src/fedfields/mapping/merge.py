@@ -19,6 +19,9 @@ from fedfields.errors import UserError
 from fedfields.mapping.rigid import check_motion
 from fedfields.mapping.voxels import CELLS, EDGE, HARMONICS, Bricks, sorted_coords, unseen
 
+EMPTY = 1e-3
+"""Density in 1/m of which logarithms make nothing: a metre of it takes a thousandth of the light."""
+
 BRICKS = 64
 """Fewest bricks worth a thread."""
 
@@ -47,13 +50,32 @@ class Mixing:
     staleness: float = 0.0
     """A contribution that began s versions of the map ago counts as (1 + s)^-staleness of one (Xie et al. 2019)."""
 
+    density: Literal["linear", "log"] = "linear"
+    """Of what eq. 4 is the average: of densities, as in the paper, where the cloud that one contribution has in mid-air
+    stays, whoever else saw clear air there; or of log(1 + density / EMPTY), where it takes many to make something out
+    of nothing. Colours are averaged as they are."""
+
     def __post_init__(self) -> None:
+        if self.density not in ("linear", "log"):
+            raise ValueError(f"density is {self.density!r}; it must be linear or log")
         if not 0 <= self.eta < 1:
             raise ValueError(f"eta is {self.eta}; it must be at least 0 and less than 1")
         if self.first not in ("debias", "zero", "replace"):
             raise ValueError(f"first is {self.first!r}; it must be debias, zero or replace")
         if self.views < 0 or self.staleness < 0:
             raise ValueError(f"views is {self.views} and staleness {self.staleness}; they must not be negative")
+
+    def taken(self, brought: Bricks) -> Bricks:
+        """A contribution with what is averaged in place of densities."""
+        if self.density == "linear":
+            return brought
+        return brought._replace(density=np.log1p(brought.density / np.float32(EMPTY)))
+
+    def given(self, shown: Bricks) -> Bricks:
+        """The inverse of `taken`, of averages."""
+        if self.density == "linear":
+            return shown
+        return shown._replace(density=np.expm1(shown.density) * np.float32(EMPTY))
 
     def kept(self, views: int, age: int) -> float:
         """Share of a voxel that stays, for a contribution of so many photographs, begun so many versions ago."""

@@ -226,7 +226,7 @@ class View(NamedTuple):
 
     def bricks(self, tile: Tile) -> Bricks:
         """A tile as it is to be shown."""
-        return self.layer(tile).shown()
+        return self.map.settings.mixing.given(self.layer(tile).shown())
 
     def area(self, low: ArrayLike | None = None, high: ArrayLike | None = None) -> Bricks:
         """The bricks that touch the box from ``low`` to ``high`` (metres), or all."""
