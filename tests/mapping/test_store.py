@@ -113,15 +113,17 @@ def test_undoing_the_newest_restores_the_files(tmp_path):
     assert same(store.view().area(), store.view(2).area())
 
 
+@pytest.mark.parametrize("density", ["linear", "log"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("order", [(0,), (1,), (2, 1), (1, 2), (3, 0), (0, 3), (0, 1, 2, 3), (3, 1, 2)])
-def test_undoing_is_as_if_it_had_never_come(tmp_path, order, precision):
+def test_undoing_is_as_if_it_had_never_come(tmp_path, order, precision, density):
     given = [random_contribution(seed) for seed in range(4)]
-    store = map_of(tmp_path, *given, precision=precision)
+    settings = {"precision": precision, "mixing": Mixing(density=density)}
+    store = map_of(tmp_path, *given, **settings)
     for number in order:
         undo(store, f"c{number}")
     left = [c for i, c in enumerate(given) if i not in order]
-    other = map_of(tmp_path / "never", *left, precision=precision)
+    other = map_of(tmp_path / "never", *left, **settings)
     assert same(store.view().area(), other.view().area())
 
 
