@@ -34,6 +34,7 @@ from fedfields.losses import MarchedLoss
 from fedfields.mapping.align import Aligned, Alignment, Brought, around, fitted, target
 from fedfields.mapping.bake import bake
 from fedfields.mapping.commits import merge
+from fedfields.mapping.merge import Mixing
 from fedfields.mapping.rigid import about, after, apart, between, moved
 from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload
@@ -181,7 +182,7 @@ def in_cubes(tests: Sequence[Photo], frame: Frame, flights: Sequence[Flight]) ->
 
 def map_of(folder: str, voxel: float, *given: tuple[Flight, NDArray[np.float64]]) -> Map:
     """A map of clients, each under a pose."""
-    store = create_map(Path(folder) / "map", MapSettings(voxel, keep=0))
+    store = create_map(Path(folder) / "map", MapSettings(voxel, mixing=Mixing(density="log"), keep=0))
     for flight, pose in given:
         merge(store, bake(flight.upload.local, pose, voxel))
     return store
