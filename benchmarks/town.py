@@ -10,8 +10,8 @@ of densities, and on densities, as in the paper). All take as many steps for a p
 nobody trained on. Seconds are processor time of one core: of the parallel ones, of the slowest model. Bytes are those
 of the weights; of the map, what all clients send, and what lies on the disk.
 
-"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it. (What
-alignment does about it: benchmarks/align.py.) Two rows say where the map's error comes from: the one model baked into
+"rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; then
+aligned as they come, to the first, whose pose is surveyed. Two rows say where the map's error comes from: the one model baked into
 voxels, and the one model with its view dependence taken away.
 """
 
@@ -35,6 +35,7 @@ from fedfields.gallery import Cell, save_sheet
 from fedfields.losses import MarchedLoss
 from fedfields.mapping.bake import Local, bake
 from fedfields.mapping.commits import merge
+from fedfields.mapping.intake import Aligner, Queue, Rules
 from fedfields.mapping.merge import Contribution, Mixing
 from fedfields.mapping.store import Map, MapSettings, create_map
 from fedfields.mapping.upload import Upload, upload_as_bytes
@@ -277,6 +278,17 @@ def map_of(folder: Path, contributions: Sequence[Contribution], voxel: float, mi
     return store
 
 
+def aligned_map(folder: Path, drones: Sequence[Drone], voxel: float) -> Map:
+    """The map of a server that aligns what comes; the first client's pose is surveyed, or nothing would be anywhere."""
+    store = create_map(folder, MapSettings(voxel, "float16", MIXING, keep=0))
+    queue = Queue(store)
+    for number, drone in enumerate(drones):
+        first = drone.upload._replace(pose=drone.true, error=(0.0, 0.0))
+        queue.put(upload_as_bytes(drone.upload if number else first))
+    queue.work(Rules(), Aligner(), lambda note: print(f"{note.name}: {note.state} {note.why}", file=sys.stderr))
+    return store
+
+
 def on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -323,6 +335,9 @@ def table(place: Place, desk: Desk, folder: Path) -> tuple[list[Row], dict[str, 
         store = map_of(folder / name, given, sizes.voxel, mixing)
         shown[name] = MapViewer(store.view(), frame)
         made.add(name, shown[name], slowest, sent, on_disk(folder / name))
+    store = aligned_map(folder / "aligned", drones, sizes.voxel)
+    shown["map, rough poses aligned"] = MapViewer(store.view(), frame)
+    made.add("map, rough poses aligned", shown["map, rough poses aligned"], slowest, sent, on_disk(folder / "aligned"))
     whole = as_local("one model", sizes.field, one.params, photos, frame, sizes.voxel)
     for name, local in {"one model, baked": whole, "one model, baked, no view dependence": flat(whole)}.items():
         store = map_of(folder / name, [bake(local, np.eye(3, 4), sizes.voxel)], sizes.voxel)
