@@ -11,8 +11,8 @@ nobody trained on. Seconds are processor time of one core: of the parallel ones,
 of the weights; of the map, what all clients send, and what lies on the disk.
 
 "rough poses" is the map with every client's pose off by up to 2 m and 2 degrees, and nothing done about it; then
-aligned as they come, to the first, whose pose is surveyed. Two rows say where the map's error comes from: the one model baked into
-voxels, and the one model with its view dependence taken away.
+aligned as they come, to the first, whose pose is surveyed. Two rows say where the map's error comes from: the one model
+baked into voxels, and the one model with its view dependence taken away.
 """
 
 import argparse
@@ -285,7 +285,7 @@ def aligned_map(folder: Path, drones: Sequence[Drone], voxel: float) -> Map:
     for number, drone in enumerate(drones):
         first = drone.upload._replace(pose=drone.true, error=(0.0, 0.0))
         queue.put(upload_as_bytes(drone.upload if number else first))
-    queue.work(Rules(), Aligner(), lambda note: print(f"{note.name}: {note.state} {note.why}", file=sys.stderr))
+        queue.work(Rules(), Aligner(), lambda note: print(f"{note.name}: {note.state} {note.why}", file=sys.stderr))
     return store
 
 
