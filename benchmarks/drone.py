@@ -69,6 +69,9 @@ FIRST = ("DJI_0018", "DJI_0019", "DJI_0020", "DJI_0022", "DJI_0023", "DJI_0024",
 FLOOR, REACH = -43.0, 30.0
 """Metres: below the ground, which is at -39 and nearly flat; and how much wider than the flight a client's cube is."""
 
+CEILING = -25.0
+"""Metres: above the trees."""
+
 ERROR = (3.0, 5.0)
 """How far off GPS and gimbal may be, as a client tells the server: metres, degrees."""
 
@@ -139,7 +142,7 @@ def fly(name: str, shots: dict[str, Photo], frame: Frame, told: NDArray[np.float
     true = np.concatenate([turn, world[:, :, 3].mean(0)[:, None] * [[1], [1], [0]]], 1)
     own = np.concatenate([turn.T @ world[:, :, :3], ((world[:, :, 3] - true[:, 3]) @ turn)[:, :, None]], 2)
     cube = cube_below(own, FLOOR, REACH)
-    mine = through_floor(reframed([*shots.values()], own, cube))
+    mine = through_floor(reframed([*shots.values()], own, cube), cube.height(CEILING))
     before = time.process_time()
     params, _ = train_field(name, mine, cube, sizes.training, 0, lambda done, total: None)
     seconds = time.process_time() - before
@@ -154,7 +157,7 @@ def usable(photo: Photo, colours: torch.Tensor) -> torch.Tensor:
 
 def psnr_of(see: Callable[[Rays], Marched], photos: Sequence[Photo]) -> float:
     """Of the pixels that count in each photograph, in dB."""
-    shown = [usable(photo, see(photo_rays(photo.pose, photo.camera)).colour) for photo in photos]
+    shown = [usable(photo, see(photo_rays(photo.pose, photo.camera, photo.top)).colour) for photo in photos]
     errors = [(one - usable(photo, photo.colours / 255)).square() for one, photo in zip(shown, photos, strict=True)]
     return -10 * float(torch.cat(errors).mean().log10())
 
@@ -176,7 +179,7 @@ def in_cubes(tests: Sequence[Photo], frame: Frame, flights: Sequence[Flight]) ->
             for one in through_floor(reframed([photo], own[None], cube)):
                 whole = range(photo.camera.width * photo.camera.height)
                 pixels |= set(whole if one.usable is None else one.usable.tolist())
-        found.append(photo._replace(usable=torch.tensor(sorted(pixels))))
+        found.append(photo._replace(usable=torch.tensor(sorted(pixels)), top=frame.height(CEILING)))
     return tuple(found)
 
 
