@@ -155,17 +155,6 @@ def test_a_joint_fit_knows_the_mean_and_maml_knows_how_to_adapt(tmp_path):
     assert maml["10"] < joint["0"] / 5 and maml["10"] < joint["10"] / 2
 
 
-def test_the_same_on_flowers_engine(tmp_path):
-    pytest.importorskip("ray")
-    run(small(rounds=2), tmp_path / "here")
-    run(small(rounds=2, runtime="flower", workers=2), tmp_path / "there")
-    here, there = (load_file(tmp_path / name / "model.safetensors") for name in ("here", "there"))
-    assert all(torch.equal(here[key], there[key]) for key in here)
-    assert [line["scores"] for line in lines(tmp_path / "here")] == [
-        line["scores"] for line in lines(tmp_path / "there")
-    ]
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_an_experiment_on_samples_survives_its_file(name):
     assert from_json(json.loads(json.dumps(to_json(preset(name))))) == preset(name)
