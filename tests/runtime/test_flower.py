@@ -79,12 +79,17 @@ def identity():
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
+def started(context):
+    """The weights of round 1, with what the objective learns beside them."""
+    return START | context.method.objective.leaves(START, context.loss)
+
+
 def simulation(context, settings, **more):
     """Desks that keep nothing: everything is in the message, and secure sums move from process to process."""
 
     def app(client):
         def fresh(_):
-            return Desk(Seat(context, client, settings, START, session_of(settings.seed)))
+            return Desk(Seat(context, client, settings, started(context), session_of(settings.seed)))
 
         return client_app(App(fresh, hello=None, finish=None, guard=str, moves=True))
 
@@ -99,7 +104,7 @@ def owners(context, settings, folder, **more):
     def app(client):
         known = tuple(one if i == client else one._replace(train=()) for i, one in enumerate(context.clients))
         mine = context._replace(clients=known)
-        seat = Seat(mine, client, settings, START, session_of(settings.seed))
+        seat = Seat(mine, client, settings, started(context), session_of(settings.seed))
         desk = Desk(seat, Shelf(folder / str(client)))
         return client_app(App(lambda _: desk, hello=None, finish=None, guard=str))
 
@@ -109,7 +114,7 @@ def owners(context, settings, folder, **more):
 
 
 def last(context, settings, carrier):
-    *_, step = run_rounds(context, settings, start_server(context.method.strategy, START), {}, carrier)
+    *_, step = run_rounds(context, settings, start_server(context.method.strategy, started(context)), {}, carrier)
     return step
 
 

@@ -241,7 +241,7 @@ def test_fine_samples_gather_where_the_coarse_field_is():
 
 def test_parts_that_do_not_go_together_are_one_clear_line(capture):
     for changes, words in (
-        ({"field": Siren()}, "field of pictures"),
+        ({"field": Siren()}, "no radiance field"),
         ({"objective": MeNF(Maml())}, "rays:dense"),
         ({"field": SimpleNerf()}, "rays:dense"),
         ({"data": dataclasses.replace(Experiment().data)}, "field of places"),
